@@ -1,0 +1,404 @@
+//! One database behind two drivers: an SQLite file to start with, PostgreSQL to grow.
+//!
+//! A statement is written once, in SQL that means the same to both: `$1` parameters, TEXT and
+//! BIGINT columns, `RETURNING`, `ON CONFLICT`. Reads go to a pool. Writes are transactions, and
+//! on SQLite there is one writing connection, because two would only make each other wait.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+};
+use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
+
+use crate::clock::Timestamp;
+use crate::id::{NotAnAddress, Wallet};
+use crate::money::MicroUsdc;
+
+/// How long a caller waits for a connection, or for SQLite's lock, before it is told to come back.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A statement of ours takes milliseconds; one that takes this long is stuck.
+const STATEMENT_TIMEOUT_MS: &str = "30000";
+/// Readers of the SQLite file; more than the cores of a small machine gain nothing.
+const SQLITE_READERS: u32 = 4;
+/// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
+const POSTGRES_CONNECTIONS: u32 = 16;
+
+#[derive(Debug, thiserror::Error)]
+pub enum DbError {
+    #[error("the database address must begin with sqlite:// or postgres://")]
+    UnknownScheme,
+    #[error("{path} is in use by another farebox: stop it first, or use PostgreSQL for several nodes")]
+    InUse { path: String },
+    #[error("cannot open {path}: {source}")]
+    Open { path: String, source: std::io::Error },
+    #[error("the database holds a value that no farebox wrote: {0}")]
+    Corrupt(String),
+    #[error(transparent)]
+    Sql(#[from] sqlx::Error),
+    #[error("migrating the database: {0}")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+}
+
+impl DbError {
+    /// Whether a unique constraint refused the statement: somebody else was first.
+    pub fn is_unique_violation(&self) -> bool {
+        matches!(self, Self::Sql(sqlx::Error::Database(e)) if e.is_unique_violation())
+    }
+
+    /// Whether a CHECK constraint refused the statement.
+    pub fn is_check_violation(&self) -> bool {
+        matches!(self, Self::Sql(sqlx::Error::Database(e)) if e.is_check_violation())
+    }
+}
+
+/// What the database is opened for.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Access {
+    /// To serve: migrates, and on SQLite keeps every other server off the file.
+    Serve,
+    /// To look, beside a server that may be running.
+    Inspect,
+}
+
+#[derive(Clone)]
+pub struct Db(Pools);
+
+#[derive(Clone)]
+enum Pools {
+    Sqlite { write: SqlitePool, read: SqlitePool, _lock: Option<Arc<File>> },
+    Postgres(PgPool),
+}
+
+/// A write transaction. Dropped without [`DbTx::commit`], it never happened.
+pub enum DbTx {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+impl Db {
+    pub async fn open(url: &str, access: Access) -> Result<Self, DbError> {
+        if let Some(path) = url.strip_prefix("sqlite://") {
+            Self::open_sqlite(Path::new(path), access).await
+        } else if url.starts_with("postgres://") || url.starts_with("postgresql://") {
+            Self::open_postgres(url, access).await
+        } else {
+            Err(DbError::UnknownScheme)
+        }
+    }
+
+    async fn open_sqlite(path: &Path, access: Access) -> Result<Self, DbError> {
+        let serve = access == Access::Serve;
+        let lock = if serve { Some(Arc::new(lock_file(path)?)) } else { None };
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(serve)
+            .journal_mode(SqliteJournalMode::Wal)
+            // Money is on the disk before anybody is told of it.
+            .synchronous(SqliteSynchronous::Full)
+            .foreign_keys(true)
+            .busy_timeout(ACQUIRE_TIMEOUT);
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        let write = pool(1).connect_with(options.clone()).await?;
+        if serve {
+            migrator(Driver::Sqlite).run(&write).await?;
+        }
+        let read = pool(SQLITE_READERS).connect_with(options.read_only(true)).await?;
+        Ok(Self(Pools::Sqlite { write, read, _lock: lock }))
+    }
+
+    async fn open_postgres(url: &str, access: Access) -> Result<Self, DbError> {
+        let options: PgConnectOptions = url.parse().map_err(DbError::Sql)?;
+        let pool = PgPoolOptions::new()
+            .max_connections(POSTGRES_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_with(options.options([("statement_timeout", STATEMENT_TIMEOUT_MS)]))
+            .await?;
+        if access == Access::Serve {
+            migrator(Driver::Postgres).run(&pool).await?;
+        }
+        Ok(Self(Pools::Postgres(pool)))
+    }
+
+    pub fn kind(&self) -> &'static str {
+        match &self.0 {
+            Pools::Sqlite { .. } => "sqlite",
+            Pools::Postgres(_) => "postgres",
+        }
+    }
+
+    /// Whether this process is the only one that serves from this database.
+    pub fn is_exclusive(&self) -> bool {
+        matches!(&self.0, Pools::Sqlite { _lock: Some(_), .. })
+    }
+
+    pub async fn begin(&self) -> Result<DbTx, DbError> {
+        Ok(match &self.0 {
+            Pools::Sqlite { write, .. } => DbTx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
+            Pools::Postgres(pool) => DbTx::Postgres(pool.begin().await?),
+        })
+    }
+
+    /// A transaction that sees one instant of the database, for reading all of it.
+    pub async fn snapshot(&self) -> Result<DbTx, DbError> {
+        Ok(match &self.0 {
+            Pools::Sqlite { read, .. } => DbTx::Sqlite(read.begin().await?),
+            Pools::Postgres(pool) => DbTx::Postgres(
+                pool.begin_with("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
+            ),
+        })
+    }
+
+    pub async fn rows(&self, sql: &'static str, args: Vec<Arg>) -> Result<Vec<DbRow>, DbError> {
+        Ok(match &self.0 {
+            Pools::Sqlite { read, .. } => collect(sqlite(sql, args).fetch_all(read).await?, DbRow::Sqlite),
+            Pools::Postgres(pool) => collect(postgres(sql, args).fetch_all(pool).await?, DbRow::Postgres),
+        })
+    }
+
+    pub async fn row(&self, sql: &'static str, args: Vec<Arg>) -> Result<Option<DbRow>, DbError> {
+        Ok(self.rows(sql, args).await?.into_iter().next())
+    }
+
+    /// Whether the database answers.
+    pub async fn ping(&self) -> Result<(), DbError> {
+        self.rows("SELECT 1 AS one", args![]).await.map(drop)
+    }
+
+    pub async fn close(&self) {
+        match &self.0 {
+            Pools::Sqlite { write, read, .. } => {
+                read.close().await;
+                write.close().await;
+            }
+            Pools::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+impl DbTx {
+    /// Runs a statement and returns how many rows it touched.
+    pub async fn execute(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<u64, DbError> {
+        Ok(match self {
+            Self::Sqlite(tx) => sqlite(sql, args).execute(&mut **tx).await?.rows_affected(),
+            Self::Postgres(tx) => postgres(sql, args).execute(&mut **tx).await?.rows_affected(),
+        })
+    }
+
+    pub async fn rows(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<Vec<DbRow>, DbError> {
+        Ok(match self {
+            Self::Sqlite(tx) => collect(sqlite(sql, args).fetch_all(&mut **tx).await?, DbRow::Sqlite),
+            Self::Postgres(tx) => collect(postgres(sql, args).fetch_all(&mut **tx).await?, DbRow::Postgres),
+        })
+    }
+
+    pub async fn row(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<Option<DbRow>, DbError> {
+        Ok(self.rows(sql, args).await?.into_iter().next())
+    }
+
+    /// The next number of a named sequence. The row it updates orders those who ask.
+    pub async fn next_id(&mut self, sequence: &'static str) -> Result<i64, DbError> {
+        let row = self
+            .row(
+                "INSERT INTO sequences (name, value) VALUES ($1, 1)
+                 ON CONFLICT (name) DO UPDATE SET value = sequences.value + 1 RETURNING value",
+                args![sequence],
+            )
+            .await?;
+        row.ok_or_else(|| DbError::Corrupt("a sequence gave no number".into()))?.int("value")
+    }
+
+    pub async fn commit(self) -> Result<(), DbError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+}
+
+/// A statement's parameter. NULL keeps its type, which PostgreSQL insists on.
+#[derive(Clone, Debug)]
+pub enum Arg {
+    Int(Option<i64>),
+    Text(Option<String>),
+}
+
+/// The parameters of a statement, in order: `args![wallet, amount, now]`.
+macro_rules! args {
+    ($($value:expr),* $(,)?) => { vec![$($crate::db::Arg::from($value)),*] };
+}
+pub(crate) use args;
+
+impl From<i64> for Arg {
+    fn from(value: i64) -> Self {
+        Self::Int(Some(value))
+    }
+}
+
+impl From<Option<i64>> for Arg {
+    fn from(value: Option<i64>) -> Self {
+        Self::Int(value)
+    }
+}
+
+impl From<&str> for Arg {
+    fn from(value: &str) -> Self {
+        Self::Text(Some(value.to_owned()))
+    }
+}
+
+impl From<String> for Arg {
+    fn from(value: String) -> Self {
+        Self::Text(Some(value))
+    }
+}
+
+impl From<Option<String>> for Arg {
+    fn from(value: Option<String>) -> Self {
+        Self::Text(value)
+    }
+}
+
+impl From<MicroUsdc> for Arg {
+    fn from(value: MicroUsdc) -> Self {
+        Self::Int(Some(value.get()))
+    }
+}
+
+impl From<Timestamp> for Arg {
+    fn from(value: Timestamp) -> Self {
+        Self::Int(Some(value.millis()))
+    }
+}
+
+impl From<Wallet> for Arg {
+    fn from(value: Wallet) -> Self {
+        Self::Text(Some(value.key()))
+    }
+}
+
+/// A row of either database, read by column name.
+pub enum DbRow {
+    Sqlite(SqliteRow),
+    Postgres(PgRow),
+}
+
+impl DbRow {
+    pub fn int(&self, column: &str) -> Result<i64, DbError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub fn int_or_null(&self, column: &str) -> Result<Option<i64>, DbError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub fn text(&self, column: &str) -> Result<String, DbError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub fn text_or_null(&self, column: &str) -> Result<Option<String>, DbError> {
+        Ok(match self {
+            Self::Sqlite(row) => row.try_get(column)?,
+            Self::Postgres(row) => row.try_get(column)?,
+        })
+    }
+
+    pub fn micro(&self, column: &str) -> Result<MicroUsdc, DbError> {
+        self.int(column).map(MicroUsdc::new)
+    }
+
+    pub fn time(&self, column: &str) -> Result<Timestamp, DbError> {
+        self.int(column).map(Timestamp::from_millis)
+    }
+
+    pub fn time_or_null(&self, column: &str) -> Result<Option<Timestamp>, DbError> {
+        Ok(self.int_or_null(column)?.map(Timestamp::from_millis))
+    }
+
+    pub fn wallet(&self, column: &str) -> Result<Wallet, DbError> {
+        let text = self.text(column)?;
+        text.parse().map_err(|NotAnAddress| DbError::Corrupt(format!("{column} {text}")))
+    }
+
+    /// A column whose text one of our types can read.
+    pub fn parsed<T: std::str::FromStr>(&self, column: &str) -> Result<T, DbError> {
+        let text = self.text(column)?;
+        text.parse().map_err(|_| DbError::Corrupt(format!("{column} {text}")))
+    }
+}
+
+fn collect<R>(rows: Vec<R>, wrap: fn(R) -> DbRow) -> Vec<DbRow> {
+    rows.into_iter().map(wrap).collect()
+}
+
+type Query<'q, D> = sqlx::query::Query<'q, D, <D as sqlx::Database>::Arguments>;
+
+fn sqlite(sql: &'static str, args: Vec<Arg>) -> Query<'static, Sqlite> {
+    args.into_iter().fold(sqlx::query(sql), |query, arg| match arg {
+        Arg::Int(value) => query.bind(value),
+        Arg::Text(value) => query.bind(value),
+    })
+}
+
+fn postgres(sql: &'static str, args: Vec<Arg>) -> Query<'static, Postgres> {
+    args.into_iter().fold(sqlx::query(sql), |query, arg| match arg {
+        Arg::Int(value) => query.bind(value),
+        Arg::Text(value) => query.bind(value),
+    })
+}
+
+/// Held for as long as a server has the file open; the system lets go of it if the server dies.
+fn lock_file(database: &Path) -> Result<File, DbError> {
+    let mut name = database.as_os_str().to_owned();
+    name.push(".lock");
+    let path = PathBuf::from(name);
+    let open_error = |source| DbError::Open { path: path.display().to_string(), source };
+    let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(open_error)?;
+    file.try_lock().map_err(|_| DbError::InUse { path: database.display().to_string() })?;
+    Ok(file)
+}
+
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Driver {
+    Sqlite,
+    Postgres,
+}
+
+/// The numbered migrations: those of both databases first, then what each spells its own way.
+fn migrator(driver: Driver) -> Migrator {
+    let shared = [
+        (1, "ledger", include_str!("../migrations/0001_ledger.sql")),
+        (2, "auth", include_str!("../migrations/0002_auth.sql")),
+        (3, "payments", include_str!("../migrations/0003_payments.sql")),
+    ];
+    let own = match driver {
+        Driver::Sqlite => (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
+        Driver::Postgres => (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
+    };
+    let migrations = shared.into_iter().chain([own]).map(|(version, name, sql)| {
+        let sql = AssertSqlSafe(sql).into_sql_str();
+        Migration::new(version, name.into(), MigrationType::Simple, sql, false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}

@@ -1,0 +1,75 @@
+//! Names of things: wallets, requests, API keys.
+
+use std::fmt;
+use std::str::FromStr;
+
+use alloy::primitives::Address;
+
+/// An EVM address: the account, the payer, and the owner of everything else.
+/// Shown EIP-55 checksummed, stored in lower case, read in any case.
+#[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Wallet(pub Address);
+
+impl Wallet {
+    /// The stored form: `0x` and 40 lower-case hex digits.
+    pub fn key(self) -> String {
+        format!("{:#x}", self.0)
+    }
+}
+
+impl fmt::Display for Wallet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0.to_checksum(None))
+    }
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("not an address: 0x and 40 hex digits are expected")]
+pub struct NotAnAddress;
+
+impl FromStr for Wallet {
+    type Err = NotAnAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotAnAddress> {
+        let digits = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")).ok_or(NotAnAddress)?;
+        let bytes: [u8; 20] = hex::decode(digits).ok().and_then(|b| b.try_into().ok()).ok_or(NotAnAddress)?;
+        Ok(Self(Address::from(bytes)))
+    }
+}
+
+/// Random bytes from the operating system, handed in so that a test can fix them.
+#[derive(Clone)]
+pub struct Entropy;
+
+impl Entropy {
+    #[expect(clippy::disallowed_methods, reason = "the one place that draws randomness")]
+    pub fn bytes<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        // The system's generator fails only where no program could go on safely.
+        getrandom::fill(&mut bytes).expect("the operating system gives randomness");
+        bytes
+    }
+
+    /// `req_` and 96 random bits: names a request, its hold, its receipt.
+    pub fn request_id(&self) -> String {
+        format!("req_{}", hex::encode(self.bytes::<12>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wallet_is_read_in_any_case_and_shown_checksummed() {
+        let shown = "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed";
+        for text in [shown.to_owned(), shown.to_lowercase(), shown.to_uppercase()] {
+            let wallet: Wallet = text.parse().unwrap();
+            assert_eq!(wallet.to_string(), shown);
+            assert_eq!(wallet.key(), shown.to_lowercase());
+        }
+        for bad in ["", "0x", "5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAe", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAez"] {
+            assert_eq!(bad.parse::<Wallet>(), Err(NotAnAddress));
+        }
+    }
+}

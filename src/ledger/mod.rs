@@ -1,0 +1,325 @@
+//! The books: balances, holds, settlements and receipts, on LEDGER's invariants.
+//!
+//! A **hold** locks the most a request can cost. It ends exactly once, *settled* at the real
+//! charge or *released*, and its end deletes the hold's row and writes the receipt and the entry in
+//! one transaction, so that no crash can leave half of it. `available = balance − locked`, and the
+//! database itself refuses a balance below what is locked.
+
+mod store;
+
+use std::time::Duration;
+
+use crate::clock::{Clock, Timestamp};
+use crate::db::{Db, DbError, DbTx};
+use crate::id::Wallet;
+use crate::money::{MicroUsdc, PicoUsd};
+use crate::pricing::{Charge, Terms, Usage};
+
+/// A node renews its lease this often …
+pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
+/// … and is taken for dead when it has not for this long.
+const LEASE_SECONDS: i64 = 60;
+/// Receipts and holds ended by one sweep; the next sweep takes the rest.
+const SWEEP_LIMIT: i64 = 500;
+
+#[derive(Debug, thiserror::Error)]
+pub enum LedgerError {
+    #[error("{required} micro-USDC are required and {} are available", balance.available())]
+    Insufficient { required: MicroUsdc, balance: Balance },
+    #[error("{0} exists with other terms")]
+    Conflict(String),
+    #[error("an amount left the range of the books")]
+    OutOfRange,
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What a wallet owns and how much of it open holds have locked.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Balance {
+    pub balance: MicroUsdc,
+    pub locked: MicroUsdc,
+}
+
+impl Balance {
+    pub fn available(self) -> MicroUsdc {
+        self.balance.checked_sub(self.locked).unwrap_or_default()
+    }
+}
+
+/// An amount locked on a wallet for one request, and the terms it runs under.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hold {
+    /// The request's id.
+    pub id: String,
+    pub wallet: Wallet,
+    pub api_key_id: Option<i64>,
+    pub amount: MicroUsdc,
+    pub terms: Terms,
+    pub created_at: Timestamp,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Charged by the usage that the upstream reported.
+    Settled,
+    /// Charged by what could be known without a report.
+    Estimated,
+    /// Nothing was charged.
+    Released,
+}
+
+impl Outcome {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Settled => "settled",
+            Self::Estimated => "estimated",
+            Self::Released => "released",
+        }
+    }
+}
+
+impl std::str::FromStr for Outcome {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        [Self::Settled, Self::Estimated, Self::Released].into_iter().find(|o| o.as_str() == text).ok_or(())
+    }
+}
+
+/// How a hold ends. It carries the hold's terms, so that it can be booked even where a crash of
+/// the database took the hold's row with it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ending {
+    pub hold: Hold,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub usage: Usage,
+    pub usage_raw: Option<String>,
+    pub charge: Charge,
+}
+
+impl Ending {
+    pub fn released(hold: Hold, reason: &str) -> Self {
+        let charge = Charge { cost: PicoUsd::ZERO, charged: MicroUsdc::ZERO, above_hold: MicroUsdc::ZERO };
+        Self {
+            hold,
+            outcome: Outcome::Released,
+            reason: Some(reason.into()),
+            usage: Usage::default(),
+            usage_raw: None,
+            charge,
+        }
+    }
+}
+
+/// A hold's end as the books have it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Receipt {
+    pub id: String,
+    pub wallet: Wallet,
+    pub api_key_id: Option<i64>,
+    pub outcome: Outcome,
+    pub reason: Option<String>,
+    pub terms: Terms,
+    pub hold: MicroUsdc,
+    pub charged: MicroUsdc,
+    pub cost: PicoUsd,
+    pub usage: Usage,
+    pub usage_raw: Option<String>,
+    pub created_at: Timestamp,
+    pub ended_at: Timestamp,
+}
+
+/// What calls through one key (`None`: without a key) have used so far.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct UsageTotal {
+    pub api_key_id: Option<i64>,
+    pub request_count: i64,
+    pub prompt_tokens: i64,
+    pub completion_tokens: i64,
+    pub charged: MicroUsdc,
+    pub revenue: PicoUsd,
+}
+
+/// What a hold's end left behind.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Ended {
+    pub charged: MicroUsdc,
+    pub balance: Balance,
+}
+
+#[derive(Clone)]
+pub struct Ledger {
+    db: Db,
+    clock: Clock,
+    /// Names this process among those that share the database.
+    node: String,
+}
+
+impl Ledger {
+    pub fn new(db: Db, clock: Clock, node: String) -> Self {
+        Self { db, clock, node }
+    }
+
+    /// Locks `hold.amount` if that much is available. The same hold again is the same result;
+    /// another under its id is a conflict.
+    pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
+        let mut tx = self.db.begin().await?;
+        let Some(balance) = store::lock(&mut tx, hold.wallet, hold.amount).await? else {
+            drop(tx);
+            return self.refuse_hold(hold).await;
+        };
+        if !store::insert_hold(&mut tx, hold, &self.node).await? {
+            drop(tx);
+            return self.refuse_hold(hold).await;
+        }
+        tx.commit().await?;
+        Ok(balance)
+    }
+
+    /// Tells why a hold was not made: it exists, or the wallet cannot cover it.
+    async fn refuse_hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
+        let mut tx = self.db.snapshot().await?;
+        let balance = store::balance(&mut tx, hold.wallet).await?;
+        match store::find_hold(&mut tx, &hold.id).await? {
+            Some(existing) if existing == *hold => Ok(balance),
+            Some(_) => Err(LedgerError::Conflict(hold.id.clone())),
+            None if store::find_receipt(&mut tx, &hold.id).await?.is_some() => {
+                Err(LedgerError::Conflict(hold.id.clone()))
+            }
+            None => Err(LedgerError::Insufficient { required: hold.amount, balance }),
+        }
+    }
+
+    /// Ends a hold. The same end again is the same result; another end is a conflict, and the
+    /// first stands.
+    pub async fn end(&self, ending: &Ending) -> Result<Ended, LedgerError> {
+        let mut tx = self.db.begin().await?;
+        let ended = self.end_in(&mut tx, ending).await?;
+        tx.commit().await?;
+        Ok(ended)
+    }
+
+    async fn end_in(&self, tx: &mut DbTx, ending: &Ending) -> Result<Ended, LedgerError> {
+        let hold = &ending.hold;
+        if ending.charge.charged > hold.amount {
+            return Err(LedgerError::OutOfRange);
+        }
+        let held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
+        if held.is_some_and(|amount| amount != hold.amount) {
+            return Err(LedgerError::Conflict(hold.id.clone()));
+        }
+        if held.is_none()
+            && let Some(receipt) = store::find_receipt(tx, &hold.id).await?
+        {
+            return if receipt.charged == ending.charge.charged && receipt.outcome == ending.outcome {
+                let balance = store::balance(tx, hold.wallet).await?;
+                Ok(Ended { charged: receipt.charged, balance })
+            } else {
+                Err(LedgerError::Conflict(hold.id.clone()))
+            };
+        }
+        let unlock = held.unwrap_or_default();
+        let charged = match held {
+            Some(_) => ending.charge.charged,
+            // The hold is gone without an end: its row was lost with the database's last moments.
+            None => ending.charge.charged.min(store::locked_balance(tx, hold.wallet).await?.available()),
+        };
+        let now = self.clock.now();
+        let change = store::Change { unlock, amount: negative(charged)? };
+        let balance = if charged == MicroUsdc::ZERO {
+            store::unlock(tx, hold.wallet, unlock).await?
+        } else {
+            store::book(tx, hold.wallet, change, store::Kind::Charge, &hold.id, now).await?
+        };
+        store::insert_receipt(tx, ending, charged, now).await?;
+        if ending.outcome != Outcome::Released {
+            let revenue = charged.to_pico().checked_sub(ending.charge.cost).ok_or(LedgerError::OutOfRange)?;
+            store::add_usage(tx, ending, charged, revenue).await?;
+        }
+        Ok(Ended { charged, balance })
+    }
+
+    /// Adds what arrived for a payment, inside the transaction that marks the payment credited.
+    /// A second credit for the same payment is refused by the database.
+    pub async fn credit(
+        &self,
+        tx: &mut DbTx,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        payment_id: i64,
+    ) -> Result<Balance, LedgerError> {
+        let now = self.clock.now();
+        store::ensure_wallet(tx, wallet, now).await?;
+        let change = store::Change { unlock: MicroUsdc::ZERO, amount };
+        Ok(store::book(tx, wallet, change, store::Kind::Topup, &payment_id.to_string(), now).await?)
+    }
+
+    pub async fn balance(&self, wallet: Wallet) -> Result<Balance, LedgerError> {
+        Ok(store::read_balance(&self.db, wallet).await?)
+    }
+
+    pub async fn receipt(&self, wallet: Wallet, id: &str) -> Result<Option<Receipt>, LedgerError> {
+        Ok(store::receipt_of(&self.db, wallet, id).await?)
+    }
+
+    /// Receipts of a wallet, newest first, older than `before` (a receipt's time and id).
+    pub async fn receipts(
+        &self,
+        wallet: Wallet,
+        before: Option<(Timestamp, String)>,
+        limit: i64,
+    ) -> Result<Vec<Receipt>, LedgerError> {
+        Ok(store::receipts_of(&self.db, wallet, before, limit).await?)
+    }
+
+    pub async fn usage_totals(&self, wallet: Wallet) -> Result<Vec<UsageTotal>, LedgerError> {
+        Ok(store::usage_totals(&self.db, wallet).await?)
+    }
+
+    /// Says that this node is alive, so that nobody ends its holds.
+    pub async fn renew_lease(&self) -> Result<(), LedgerError> {
+        let expires = self.clock.now().plus_seconds(LEASE_SECONDS);
+        let mut tx = self.db.begin().await?;
+        store::renew_lease(&mut tx, &self.node, expires).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Says that this node is gone, so that what it left can be ended at once.
+    pub async fn drop_lease(&self) -> Result<(), LedgerError> {
+        let mut tx = self.db.begin().await?;
+        store::drop_lease(&mut tx, &self.node).await?;
+        Ok(tx.commit().await?)
+    }
+
+    /// Releases the holds of nodes that are no more, and returns how many.
+    ///
+    /// Whether such a request reached its upstream nobody can tell any more. Its user got no whole
+    /// answer and did not cause the death, so nothing is charged.
+    pub async fn sweep(&self) -> Result<usize, LedgerError> {
+        // Only one process can serve from an SQLite file, so every other node is dead.
+        let dead_before =
+            if self.db.is_exclusive() { Timestamp::from_millis(i64::MAX) } else { self.clock.now() };
+        let orphans = store::orphans(&self.db, &self.node, dead_before, SWEEP_LIMIT).await?;
+        let mut released = 0;
+        for hold in orphans {
+            match self.end(&Ending::released(hold, "gateway_stopped")).await {
+                Ok(_) => released += 1,
+                // Another node was quicker, or the owner lives after all.
+                Err(LedgerError::Conflict(_)) => {}
+                Err(other) => return Err(other),
+            }
+        }
+        Ok(released)
+    }
+
+    /// How many holds are open, and how much they lock.
+    pub async fn open_holds(&self) -> Result<(i64, MicroUsdc), LedgerError> {
+        Ok(store::open_holds(&self.db).await?)
+    }
+}
+
+fn negative(amount: MicroUsdc) -> Result<MicroUsdc, LedgerError> {
+    MicroUsdc::ZERO.checked_sub(amount).ok_or(LedgerError::OutOfRange)
+}

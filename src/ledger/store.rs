@@ -1,0 +1,375 @@
+//! The ledger's SQL. Every move of money is one conditional statement, never read-then-write.
+
+use crate::clock::Timestamp;
+use crate::db::{Db, DbError, DbRow, DbTx, args};
+use crate::id::Wallet;
+use crate::ledger::{Balance, Ending, Hold, Receipt, UsageTotal};
+use crate::money::{MicroUsdc, PicoUsd};
+use crate::pricing::{Terms, Usage};
+
+#[derive(Copy, Clone)]
+pub enum Kind {
+    Topup,
+    Charge,
+}
+
+/// What an entry does to its wallet: `amount` added to the balance, `unlock` taken off what is locked.
+#[derive(Copy, Clone)]
+pub struct Change {
+    pub unlock: MicroUsdc,
+    pub amount: MicroUsdc,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Topup => "topup",
+            Self::Charge => "charge",
+        }
+    }
+
+    /// The account on the other side.
+    fn contra(self) -> &'static str {
+        match self {
+            Self::Topup => "treasury",
+            Self::Charge => "revenue",
+        }
+    }
+}
+
+pub async fn ensure_wallet(tx: &mut DbTx, wallet: Wallet, now: Timestamp) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO wallets (address, created_at_ms) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+        args![wallet, now],
+    )
+    .await
+    .map(drop)
+}
+
+/// Locks `amount` if it is available, and returns the balance it left.
+pub async fn lock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<Option<Balance>, DbError> {
+    let row = tx
+        .row(
+            "UPDATE wallets SET locked_micro = locked_micro + $2
+             WHERE address = $1 AND balance_micro - locked_micro >= $2
+             RETURNING balance_micro, locked_micro",
+            args![wallet, amount],
+        )
+        .await?;
+    row.as_ref().map(read_balance_row).transpose()
+}
+
+pub async fn unlock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<Balance, DbError> {
+    let row = tx
+        .row(
+            "UPDATE wallets SET locked_micro = locked_micro - $2 WHERE address = $1
+             RETURNING balance_micro, locked_micro",
+            args![wallet, amount],
+        )
+        .await?;
+    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
+}
+
+/// Changes a wallet's balance and writes the entry that says why.
+pub async fn book(
+    tx: &mut DbTx,
+    wallet: Wallet,
+    change: Change,
+    kind: Kind,
+    reference: &str,
+    now: Timestamp,
+) -> Result<Balance, DbError> {
+    let row = tx
+        .row(
+            "UPDATE wallets
+             SET balance_micro = balance_micro + $2, locked_micro = locked_micro - $3, seq = seq + 1
+             WHERE address = $1 RETURNING balance_micro, locked_micro, seq",
+            args![wallet, change.amount, change.unlock],
+        )
+        .await?
+        .ok_or_else(|| DbError::Corrupt(format!("no wallet {wallet}")))?;
+    let after = read_balance_row(&row)?;
+    let out_of_range = || DbError::Corrupt(format!("balance of {wallet} out of range"));
+    let before = after.balance.checked_sub(change.amount).ok_or_else(out_of_range)?;
+    let contra = MicroUsdc::ZERO.checked_sub(change.amount).ok_or_else(out_of_range)?;
+    tx.execute(
+        "INSERT INTO entries (wallet, seq, kind, reference, amount_micro, balance_before_micro,
+                              balance_after_micro, contra_account, contra_micro, created_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+        args![
+            wallet,
+            row.int("seq")?,
+            kind.as_str(),
+            reference,
+            change.amount,
+            before,
+            after.balance,
+            kind.contra(),
+            contra,
+            now
+        ],
+    )
+    .await?;
+    Ok(after)
+}
+
+/// Writes a hold's row, unless its id was ever used.
+pub async fn insert_hold(tx: &mut DbTx, hold: &Hold, node: &str) -> Result<bool, DbError> {
+    let inserted = tx
+        .execute(
+            "INSERT INTO holds (id, wallet, node, api_key_id, amount_micro, terms, created_at_ms)
+             SELECT $1, $2, $3, $4, $5, $6, $7 WHERE NOT EXISTS (SELECT 1 FROM receipts WHERE id = $1)
+             ON CONFLICT DO NOTHING",
+            args![
+                hold.id.as_str(),
+                hold.wallet,
+                node,
+                hold.api_key_id,
+                hold.amount,
+                terms_json(&hold.terms)?,
+                hold.created_at
+            ],
+        )
+        .await?;
+    Ok(inserted == 1)
+}
+
+/// Takes a hold's row out and returns its amount: whoever gets it ends the hold.
+pub async fn delete_hold(tx: &mut DbTx, id: &str, wallet: Wallet) -> Result<Option<MicroUsdc>, DbError> {
+    let row = tx
+        .row("DELETE FROM holds WHERE id = $1 AND wallet = $2 RETURNING amount_micro", args![id, wallet])
+        .await?;
+    row.map(|row| row.micro("amount_micro")).transpose()
+}
+
+pub async fn find_hold(tx: &mut DbTx, id: &str) -> Result<Option<Hold>, DbError> {
+    let row = tx.row("SELECT * FROM holds WHERE id = $1", args![id]).await?;
+    row.as_ref().map(read_hold).transpose()
+}
+
+/// Holds of other nodes whose lease ran out before `dead_before`.
+pub async fn orphans(
+    db: &Db,
+    node: &str,
+    dead_before: Timestamp,
+    limit: i64,
+) -> Result<Vec<Hold>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT h.* FROM holds h LEFT JOIN nodes n ON n.id = h.node
+             WHERE h.node <> $1 AND COALESCE(n.lease_expires_ms, 0) < $2 LIMIT $3",
+            args![node, dead_before, limit],
+        )
+        .await?;
+    rows.iter().map(read_hold).collect()
+}
+
+pub async fn open_holds(db: &Db) -> Result<(i64, MicroUsdc), DbError> {
+    let sql = "SELECT COUNT(*) AS holds, CAST(COALESCE(SUM(amount_micro), 0) AS BIGINT) AS locked FROM holds";
+    let row = db.row(sql, args![]).await?.ok_or_else(|| DbError::Corrupt("no count".into()))?;
+    Ok((row.int("holds")?, row.micro("locked")?))
+}
+
+pub async fn insert_receipt(
+    tx: &mut DbTx,
+    ending: &Ending,
+    charged: MicroUsdc,
+    now: Timestamp,
+) -> Result<(), DbError> {
+    let hold = &ending.hold;
+    tx.execute(
+        "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro,
+                               cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
+                               terms, created_at_ms, ended_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
+        args![
+            hold.id.as_str(),
+            hold.wallet,
+            hold.api_key_id,
+            hold.terms.model.as_str(),
+            ending.outcome.as_str(),
+            ending.reason.clone(),
+            hold.amount,
+            charged,
+            pico(ending.charge.cost)?,
+            count(ending.usage.prompt)?,
+            count(ending.usage.cached)?,
+            count(ending.usage.completion)?,
+            ending.usage_raw.clone(),
+            terms_json(&hold.terms)?,
+            hold.created_at,
+            now
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+pub async fn add_usage(
+    tx: &mut DbTx,
+    ending: &Ending,
+    charged: MicroUsdc,
+    revenue: PicoUsd,
+) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO usage_totals (wallet, api_key_id, request_count, prompt_tokens, completion_tokens,
+                                   charged_micro, revenue_pico)
+         VALUES ($1, $2, 1, $3, $4, $5, $6)
+         ON CONFLICT (wallet, api_key_id) DO UPDATE SET
+             request_count = usage_totals.request_count + 1,
+             prompt_tokens = usage_totals.prompt_tokens + excluded.prompt_tokens,
+             completion_tokens = usage_totals.completion_tokens + excluded.completion_tokens,
+             charged_micro = usage_totals.charged_micro + excluded.charged_micro,
+             revenue_pico = usage_totals.revenue_pico + excluded.revenue_pico",
+        args![
+            ending.hold.wallet,
+            ending.hold.api_key_id.unwrap_or(NO_KEY),
+            count(ending.usage.prompt)?,
+            count(ending.usage.completion)?,
+            charged,
+            pico(revenue)?
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+/// The key id under which calls without a key are totalled; keys count from 1.
+const NO_KEY: i64 = 0;
+
+pub async fn usage_totals(db: &Db, wallet: Wallet) -> Result<Vec<UsageTotal>, DbError> {
+    let rows = db
+        .rows("SELECT * FROM usage_totals WHERE wallet = $1 ORDER BY api_key_id", args![wallet])
+        .await?;
+    let read = |row: &DbRow| {
+        let api_key_id = row.int("api_key_id")?;
+        Ok(UsageTotal {
+            api_key_id: (api_key_id != NO_KEY).then_some(api_key_id),
+            request_count: row.int("request_count")?,
+            prompt_tokens: row.int("prompt_tokens")?,
+            completion_tokens: row.int("completion_tokens")?,
+            charged: row.micro("charged_micro")?,
+            revenue: PicoUsd::new(row.int("revenue_pico")?.into()),
+        })
+    };
+    rows.iter().map(read).collect()
+}
+
+pub async fn balance(tx: &mut DbTx, wallet: Wallet) -> Result<Balance, DbError> {
+    let row = tx.row(SELECT_BALANCE, args![wallet]).await?;
+    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
+}
+
+pub async fn read_balance(db: &Db, wallet: Wallet) -> Result<Balance, DbError> {
+    let row = db.row(SELECT_BALANCE, args![wallet]).await?;
+    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
+}
+
+const SELECT_BALANCE: &str = "SELECT balance_micro, locked_micro FROM wallets WHERE address = $1";
+
+/// The balance, with the wallet's row kept from others until this transaction ends.
+pub async fn locked_balance(tx: &mut DbTx, wallet: Wallet) -> Result<Balance, DbError> {
+    unlock(tx, wallet, MicroUsdc::ZERO).await
+}
+
+pub async fn find_receipt(tx: &mut DbTx, id: &str) -> Result<Option<Receipt>, DbError> {
+    let row = tx.row("SELECT * FROM receipts WHERE id = $1", args![id]).await?;
+    row.as_ref().map(read_receipt).transpose()
+}
+
+pub async fn receipt_of(db: &Db, wallet: Wallet, id: &str) -> Result<Option<Receipt>, DbError> {
+    let row = db.row("SELECT * FROM receipts WHERE id = $1 AND wallet = $2", args![id, wallet]).await?;
+    row.as_ref().map(read_receipt).transpose()
+}
+
+pub async fn receipts_of(
+    db: &Db,
+    wallet: Wallet,
+    before: Option<(Timestamp, String)>,
+    limit: i64,
+) -> Result<Vec<Receipt>, DbError> {
+    // No receipt is as late as the end of time, so without a cursor all are before it.
+    let (time, id) = before.unwrap_or((Timestamp::from_millis(i64::MAX), String::new()));
+    let rows = db
+        .rows(
+            "SELECT * FROM receipts
+             WHERE wallet = $1 AND (created_at_ms < $2 OR (created_at_ms = $2 AND id < $3))
+             ORDER BY created_at_ms DESC, id DESC LIMIT $4",
+            args![wallet, time, id, limit],
+        )
+        .await?;
+    rows.iter().map(read_receipt).collect()
+}
+
+pub async fn renew_lease(tx: &mut DbTx, node: &str, expires: Timestamp) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO nodes (id, lease_expires_ms) VALUES ($1, $2)
+         ON CONFLICT (id) DO UPDATE SET lease_expires_ms = excluded.lease_expires_ms",
+        args![node, expires],
+    )
+    .await
+    .map(drop)
+}
+
+pub async fn drop_lease(tx: &mut DbTx, node: &str) -> Result<(), DbError> {
+    tx.execute("DELETE FROM nodes WHERE id = $1", args![node]).await.map(drop)
+}
+
+fn read_balance_row(row: &DbRow) -> Result<Balance, DbError> {
+    Ok(Balance { balance: row.micro("balance_micro")?, locked: row.micro("locked_micro")? })
+}
+
+fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
+    Ok(Hold {
+        id: row.text("id")?,
+        wallet: row.wallet("wallet")?,
+        api_key_id: row.int_or_null("api_key_id")?,
+        amount: row.micro("amount_micro")?,
+        terms: read_terms(row)?,
+        created_at: row.time("created_at_ms")?,
+    })
+}
+
+pub(super) fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
+    let tokens = |column| {
+        u64::try_from(row.int(column)?).map_err(|_| DbError::Corrupt(format!("{column} below zero")))
+    };
+    let usage_raw = row.text_or_null("usage_raw")?;
+    let reasoning = usage_raw.as_deref().and_then(Usage::from_openai).map_or(0, |usage| usage.reasoning);
+    Ok(Receipt {
+        id: row.text("id")?,
+        wallet: row.wallet("wallet")?,
+        api_key_id: row.int_or_null("api_key_id")?,
+        outcome: row.parsed("outcome")?,
+        reason: row.text_or_null("reason")?,
+        terms: read_terms(row)?,
+        hold: row.micro("hold_micro")?,
+        charged: row.micro("charged_micro")?,
+        cost: PicoUsd::new(row.int("cost_pico")?.into()),
+        usage: Usage {
+            prompt: tokens("prompt_tokens")?,
+            cached: tokens("cached_tokens")?,
+            completion: tokens("completion_tokens")?,
+            reasoning,
+        },
+        usage_raw,
+        created_at: row.time("created_at_ms")?,
+        ended_at: row.time("ended_at_ms")?,
+    })
+}
+
+fn read_terms(row: &DbRow) -> Result<Terms, DbError> {
+    serde_json::from_str(&row.text("terms")?).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
+}
+
+fn terms_json(terms: &Terms) -> Result<String, DbError> {
+    serde_json::to_string(terms).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
+}
+
+fn count(tokens: u64) -> Result<i64, DbError> {
+    i64::try_from(tokens).map_err(|_| DbError::Corrupt(format!("{tokens} tokens")))
+}
+
+fn pico(amount: PicoUsd) -> Result<i64, DbError> {
+    i64::try_from(amount.get()).map_err(|_| DbError::Corrupt(format!("{} pico-USD", amount.get())))
+}

@@ -1,0 +1,12 @@
+//! Farebox: an AI gateway where the wallet is the account.
+//!
+//! A wallet signs in and gets an API key, or pays by a signed USDC authorization; every request is
+//! priced, held, run, and settled at cost plus markup. The modules, in reading order:
+
+pub mod money;
+pub mod clock;
+pub mod id;
+pub mod tasks;
+pub mod db;
+pub mod pricing;
+pub mod ledger;
