@@ -10,3 +10,5 @@ pub mod tasks;
 pub mod db;
 pub mod pricing;
 pub mod ledger;
+pub mod formats;
+pub mod config;

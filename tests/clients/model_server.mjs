@@ -6,7 +6,7 @@
 //   [tool]          one call of get_weather({"city":"Lisbon"}); 40 prompt and 15 completion tokens
 //   [long]          120 chunks when streamed; 20 prompt and 600 completion tokens
 //   [slow]          the plain answer, a chunk every 100 ms when streamed (about two seconds)
-//   [cut]           when streamed, the connection is destroyed after 4 chunks; else the plain answer
+//   [cut]           when streamed, the connection is destroyed after three or four chunks; else plain
 //   [rate-limited]  429 with Retry-After: 7
 //   [no-quota]      429 with code insufficient_quota: the operator's account is empty
 //   [bad-request]   400 that says why
@@ -40,7 +40,8 @@ server.onMessage(
   { chunkSize: 12 },
 );
 server.onMessage("[slow]", PLAIN, { latency: 100 });
-server.onMessage("[cut]", PLAIN, { truncateAfterChunks: 4 });
+// Without the pause all chunks would still be in the server's buffer when the connection is destroyed.
+server.onMessage("[cut]", PLAIN, { truncateAfterChunks: 4, latency: 20 });
 server.onMessage("[rate-limited]", error(429, "Slow down.", "rate_limit_exceeded", { retryAfter: 7 }));
 server.onMessage("[no-quota]", error(429, "You exceeded your current quota.", "insufficient_quota"));
 server.onMessage("[bad-request]", error(400, "The messages make no sense.", "invalid_value"));

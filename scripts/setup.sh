@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# Installs what the demo or the tests need beyond Rust, Node and Python; does nothing twice.
+#
+#   scripts/setup.sh demo    the npm packages of tests/clients: a chain, its USDC, a model server, the clients
+#   scripts/setup.sh test    those, the Python clients, a PostgreSQL server, and a chain's state to start tests from
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+main() {
+  case ${1:-} in
+    demo)
+      npm_packages
+      ;;
+    test)
+      npm_packages
+      chain_state
+      python_packages
+      programs_for_tests
+      ;;
+    *) fail "say what for: demo or test" ;;
+  esac
+}
+
+npm_packages() {
+  node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 20 || (a == 20 && b >= 15) ? 0 : 1)' ||
+    fail "Node 20.15 or newer is needed"
+  local stamp=tests/clients/node_modules/.installed
+  local wanted
+  wanted=$(cat tests/clients/package.json tests/clients/package-lock.json | sha256sum)
+  done_before "$stamp" "$wanted" && return
+  echo "installing the npm packages of tests/clients"
+  npm ci --prefix tests/clients --no-audit --no-fund --loglevel=error
+  echo "$wanted" >"$stamp"
+}
+
+chain_state() {
+  local stamp=build/usdc-state.stamp
+  local wanted
+  wanted=$(cat tests/clients/package-lock.json tests/clients/devchain.mjs tests/clients/anvil.mjs | sha256sum)
+  [ -s build/usdc-state.json ] && done_before "$stamp" "$wanted" && return
+  echo "deploying USDC for the tests' chains"
+  mkdir -p build
+  node tests/clients/devchain.mjs state --out build/usdc-state.json
+  echo "$wanted" >"$stamp"
+}
+
+python_packages() {
+  local stamp=build/venv/.installed
+  local wanted
+  wanted=$(python3 --version && sha256sum <tests/clients/requirements.txt)
+  done_before "$stamp" "$wanted" && return
+  # Debian ships Python without the part that makes virtual environments.
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+  echo "installing the Python packages of tests/clients"
+  python3 -m venv --clear build/venv
+  build/venv/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
+  echo "$wanted" >"$stamp"
+}
+
+programs_for_tests() {
+  command -v curl >/dev/null || install curl
+  # The tests start servers of their own: they need the binaries, not the service.
+  compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || install postgresql
+}
+
+done_before() { [ "$(cat "$1" 2>/dev/null)" = "$2" ]; }
+
+install() {
+  command -v apt-get >/dev/null || fail "$1 is needed, and there is no apt-get to install it with"
+  local root=()
+  [ "$(id -u)" = 0 ] || root=(sudo)
+  "${root[@]}" apt-get update -qq
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$1"
+}
+
+fail() {
+  echo "setup: $1" >&2
+  exit 1
+}
+
+main "$@"

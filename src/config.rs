@@ -1,0 +1,685 @@
+//! `farebox.toml` and the environment, read once into one typed [`Config`].
+//!
+//! Every mistake that can be seen before serving is an error here, and names its place. Each plain
+//! key can be overridden by the environment (`FAREBOX_` and the key's name in capitals, its table
+//! dropped); secrets come only from there.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
+use std::time::Duration;
+
+use reqwest::Url;
+use secrecy::SecretString;
+use serde::Deserialize;
+
+use crate::id::Wallet;
+use crate::money::{MarkupBps, MicroUsdc, MoneyError, UnitPrice};
+use crate::pricing::{Catalog, Offer, Prices, Reasoning};
+
+/// Where the configuration is looked for when no path is given.
+pub const DEFAULT_PATH: &str = "farebox.toml";
+/// The environment variable with the private key that pays for gas.
+pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("there is no configuration at {0}: `farebox init` writes one to start from")]
+    Missing(String),
+    #[error("{path}: {source}")]
+    Unreadable { path: String, source: std::io::Error },
+    #[error("{path}: {message}")]
+    Syntax { path: String, message: String },
+    #[error("{place}: {problem}")]
+    Invalid { place: String, problem: String },
+}
+
+fn invalid(place: impl Into<String>, problem: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { place: place.into(), problem: problem.into() }
+}
+
+#[derive(Clone, Debug)]
+pub struct Config {
+    pub listen: String,
+    pub public_url: Url,
+    pub database_url: String,
+    /// Empty: no metrics are served.
+    pub metrics_listen: String,
+    pub max_body_bytes: usize,
+    pub log_format: LogFormat,
+    /// Origins that browsers may call from; empty: any.
+    pub cors_origins: Vec<String>,
+    pub payments: Payments,
+    pub markup: MarkupBps,
+    pub auth: Auth,
+    pub limits: Limits,
+    pub providers: Vec<Provider>,
+    pub catalog: Catalog,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug)]
+pub struct Payments {
+    pub chain_id: u64,
+    pub token: Token,
+    pub rpc_urls: Vec<Url>,
+    pub pay_to: Wallet,
+    pub min_topup: MicroUsdc,
+    pub max_topup: MicroUsdc,
+    pub confirmations: u64,
+    pub relayer_key: SecretString,
+}
+
+impl Payments {
+    /// The network as CAIP-2 spells it.
+    pub fn network(&self) -> String {
+        format!("eip155:{}", self.chain_id)
+    }
+}
+
+/// The token that is taken, and the EIP-712 domain its authorizations are signed in.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Token {
+    pub address: Wallet,
+    pub name: String,
+    pub version: String,
+}
+
+#[derive(Clone, Debug)]
+pub struct Auth {
+    /// `host[:port]` values that a sign-in may name.
+    pub siwe_domains: Vec<String>,
+    pub chain_ids: Vec<u64>,
+}
+
+#[derive(Copy, Clone, Debug)]
+pub struct Limits {
+    pub requests_per_minute: u32,
+    pub requests_per_day: u32,
+    pub keys_per_wallet: u32,
+}
+
+#[derive(Clone, Debug)]
+pub struct Provider {
+    pub name: String,
+    pub base_url: Url,
+    pub api_key: Option<SecretString>,
+    /// From sending the request to the answer's head.
+    pub first_byte_timeout: Duration,
+    /// Between two pieces of an answer.
+    pub idle_timeout: Duration,
+}
+
+/// The environment, handed in so that a test can set it.
+pub type Env = HashMap<String, String>;
+
+impl Config {
+    pub fn load(path: &Path, env: &Env) -> Result<Self, ConfigError> {
+        let shown = path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ConfigError::Missing(shown.clone()),
+            _ => ConfigError::Unreadable { path: shown.clone(), source },
+        })?;
+        Self::parse(&text, &shown, env)
+    }
+
+    pub fn parse(text: &str, path: &str, env: &Env) -> Result<Self, ConfigError> {
+        let syntax = |e: toml::de::Error| ConfigError::Syntax { path: path.into(), message: e.to_string() };
+        // Read as written first, so that an error shows the line; then again with the overrides.
+        let _: File = toml::from_str(text).map_err(syntax)?;
+        let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
+        override_from_env(&mut table, env)?;
+        let file: File = table.try_into().map_err(|e: toml::de::Error| {
+            ConfigError::Syntax { path: "environment".into(), message: e.to_string() }
+        })?;
+        file.check(env)
+    }
+
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.providers.iter().find(|provider| provider.name == name)
+    }
+}
+
+/// The file as it is written, before any of it is believed.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct File {
+    listen: String,
+    public_url: String,
+    database_url: String,
+    metrics_listen: String,
+    max_body_mb: u32,
+    log_format: LogFormat,
+    cors_origins: Vec<String>,
+    payments: Option<FilePayments>,
+    pricing: FilePricing,
+    auth: FileAuth,
+    limits: FileLimits,
+    providers: Vec<FileProvider>,
+    models: Vec<FileModel>,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".into(),
+            public_url: "http://localhost:8080".into(),
+            database_url: "sqlite://farebox.db".into(),
+            metrics_listen: String::new(),
+            max_body_mb: 20,
+            log_format: LogFormat::Text,
+            cors_origins: Vec::new(),
+            payments: None,
+            pricing: FilePricing::default(),
+            auth: FileAuth::default(),
+            limits: FileLimits::default(),
+            providers: Vec::new(),
+            models: Vec::new(),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePayments {
+    #[serde(default = "base")]
+    network: String,
+    asset: Option<String>,
+    asset_name: Option<String>,
+    asset_version: Option<String>,
+    rpc_urls: Vec<String>,
+    pay_to: String,
+    #[serde(default = "one_usd")]
+    min_topup_usd: String,
+    #[serde(default = "ten_thousand_usd")]
+    max_topup_usd: String,
+    #[serde(default = "one")]
+    confirmations: u64,
+}
+
+fn base() -> String {
+    "eip155:8453".into()
+}
+
+fn one_usd() -> String {
+    "1".into()
+}
+
+fn ten_thousand_usd() -> String {
+    "10000".into()
+}
+
+fn one() -> u64 {
+    1
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FilePricing {
+    markup_bps: u32,
+}
+
+impl Default for FilePricing {
+    fn default() -> Self {
+        Self { markup_bps: 2000 }
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+struct FileAuth {
+    siwe_domains: Vec<String>,
+    chain_ids: Vec<u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct FileLimits {
+    requests_per_minute: u32,
+    requests_per_day: u32,
+    keys_per_wallet: u32,
+}
+
+impl Default for FileLimits {
+    fn default() -> Self {
+        Self { requests_per_minute: 60, requests_per_day: 10_000, keys_per_wallet: 20 }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileProvider {
+    name: String,
+    #[serde(default = "openai_kind")]
+    kind: String,
+    base_url: String,
+    /// Absent: the upstream takes no key, as a model server on the same machine may.
+    api_key_env: Option<String>,
+    #[serde(default = "five_minutes")]
+    first_byte_timeout_s: u32,
+    #[serde(default = "one_minute")]
+    idle_timeout_s: u32,
+}
+
+fn openai_kind() -> String {
+    "openai".into()
+}
+
+/// A long answer that is not streamed sends its head only when it is complete.
+fn five_minutes() -> u32 {
+    300
+}
+
+fn one_minute() -> u32 {
+    60
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileModel {
+    id: String,
+    provider: String,
+    upstream_model: Option<String>,
+    context_length: u64,
+    max_output_tokens: u64,
+    #[serde(default = "max_tokens")]
+    max_tokens_field: String,
+    #[serde(default = "reject")]
+    reasoning: Reasoning,
+    #[serde(default)]
+    created: i64,
+    price: FilePrice,
+}
+
+fn max_tokens() -> String {
+    "max_tokens".into()
+}
+
+fn reject() -> Reasoning {
+    Reasoning::Reject
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FilePrice {
+    prompt: String,
+    completion: String,
+    cached_prompt: Option<String>,
+}
+
+impl File {
+    fn check(self, env: &Env) -> Result<Config, ConfigError> {
+        let payments = self.payments.ok_or_else(|| {
+            invalid("[payments]", "is missing: rpc_urls and pay_to say where top-ups arrive")
+        })?;
+        let payments = payments.check(env)?;
+        let public_url = parse_url("public_url", &self.public_url)?;
+        let providers = check_providers(self.providers, env)?;
+        let offers = check_models(self.models, &providers)?;
+        if self.pricing.markup_bps > MarkupBps::MAX {
+            return Err(invalid("pricing.markup_bps", "is above 100000 (+1000 %)"));
+        }
+        let max_body_bytes = usize::try_from(self.max_body_mb).ok().and_then(|mb| mb.checked_mul(1 << 20));
+        Ok(Config {
+            listen: self.listen,
+            database_url: check_database_url(self.database_url)?,
+            metrics_listen: self.metrics_listen,
+            max_body_bytes: max_body_bytes
+                .filter(|bytes| *bytes > 0)
+                .ok_or_else(|| invalid("max_body_mb", "must be at least 1"))?,
+            log_format: self.log_format,
+            cors_origins: check_origins(self.cors_origins)?,
+            markup: MarkupBps::new(self.pricing.markup_bps),
+            auth: self.auth.check(&public_url, payments.chain_id)?,
+            limits: Limits {
+                requests_per_minute: self.limits.requests_per_minute,
+                requests_per_day: self.limits.requests_per_day,
+                keys_per_wallet: self.limits.keys_per_wallet,
+            },
+            public_url,
+            payments,
+            providers,
+            catalog: Catalog::new(offers),
+        })
+    }
+}
+
+impl FilePayments {
+    fn check(self, env: &Env) -> Result<Payments, ConfigError> {
+        let chain_id = self
+            .network
+            .strip_prefix("eip155:")
+            .and_then(|id| id.parse().ok())
+            .ok_or_else(|| invalid("payments.network", "must look like eip155:8453"))?;
+        let token = self.token(chain_id)?;
+        if self.rpc_urls.is_empty() {
+            return Err(invalid("payments.rpc_urls", "needs at least one address"));
+        }
+        let rpc_urls = self.rpc_urls.iter().map(|url| parse_url("payments.rpc_urls", url));
+        let pay_to = parse_address("payments.pay_to", &self.pay_to)?;
+        let min_topup = parse_usd("payments.min_topup_usd", &self.min_topup_usd)?;
+        let max_topup = parse_usd("payments.max_topup_usd", &self.max_topup_usd)?;
+        if min_topup <= MicroUsdc::ZERO || max_topup < min_topup {
+            return Err(invalid("payments", "0 < min_topup_usd ≤ max_topup_usd does not hold"));
+        }
+        if self.confirmations == 0 {
+            return Err(invalid("payments.confirmations", "must be at least 1, the block it is mined in"));
+        }
+        let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
+            invalid(RELAYER_KEY, "is not set: the private key (0x…) of the account that pays for gas")
+        })?;
+        Ok(Payments {
+            chain_id,
+            token,
+            rpc_urls: rpc_urls.collect::<Result<_, _>>()?,
+            pay_to,
+            min_topup,
+            max_topup,
+            confirmations: self.confirmations,
+            relayer_key: SecretString::from(relayer_key.clone()),
+        })
+    }
+
+    /// USDC on Base and Base Sepolia is known (Circle's list of contract addresses); any other
+    /// token is spelled out.
+    fn token(&self, chain_id: u64) -> Result<Token, ConfigError> {
+        let known = match chain_id {
+            8453 => Some(("0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913", "USD Coin", "2")),
+            84532 => Some(("0x036CbD53842c5426634e7929541eC2318f3dCF7e", "USDC", "2")),
+            _ => None,
+        };
+        let pick = |key: &str, own: &Option<String>, known: Option<&str>| {
+            own.clone().or(known.map(str::to_owned)).ok_or_else(|| {
+                invalid(format!("payments.{key}"), format!("is needed on {}", self.network))
+            })
+        };
+        let address = pick("asset", &self.asset, known.map(|k| k.0))?;
+        Ok(Token {
+            address: parse_address("payments.asset", &address)?,
+            name: pick("asset_name", &self.asset_name, known.map(|k| k.1))?,
+            version: pick("asset_version", &self.asset_version, known.map(|k| k.2))?,
+        })
+    }
+}
+
+impl FileAuth {
+    fn check(self, public_url: &Url, payments_chain: u64) -> Result<Auth, ConfigError> {
+        let siwe_domains = if self.siwe_domains.is_empty() {
+            default_domains(public_url)
+        } else {
+            for domain in &self.siwe_domains {
+                let alone = Url::parse(&format!("http://{domain}")).is_ok_and(|url| {
+                    url.path() == "/" && url.username().is_empty() && !domain.ends_with('/')
+                });
+                if !alone {
+                    return Err(invalid("auth.siwe_domains", format!("{domain:?} is not host or host:port")));
+                }
+            }
+            self.siwe_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect()
+        };
+        let chain_ids = if self.chain_ids.is_empty() { vec![payments_chain] } else { self.chain_ids };
+        Ok(Auth { siwe_domains, chain_ids })
+    }
+}
+
+/// The domain of the public address; of a machine's own, both of its names.
+fn default_domains(public_url: &Url) -> Vec<String> {
+    let host = public_url.host_str().unwrap_or_default();
+    let with_port = |host: &str| match public_url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    };
+    match host {
+        "localhost" | "127.0.0.1" => vec![with_port("localhost"), with_port("127.0.0.1")],
+        other => vec![with_port(other)],
+    }
+}
+
+fn check_providers(files: Vec<FileProvider>, env: &Env) -> Result<Vec<Provider>, ConfigError> {
+    let mut names = HashSet::new();
+    let mut providers = Vec::new();
+    for file in files {
+        let place = |key: &str| format!("providers ({}).{key}", file.name);
+        if file.name.is_empty() || file.name.contains('/') {
+            return Err(invalid("providers.name", "must be a word without a slash"));
+        }
+        if !names.insert(file.name.clone()) {
+            return Err(invalid(place("name"), "is used twice"));
+        }
+        if file.kind != "openai" {
+            return Err(invalid(place("kind"), format!("{:?} is not known; known is \"openai\"", file.kind)));
+        }
+        let api_key = match &file.api_key_env {
+            None => None,
+            Some(name) => {
+                let key = env.get(name).filter(|key| !key.is_empty());
+                let key = key.ok_or_else(|| {
+                    invalid(place("api_key_env"), format!("{name} is not set in the environment"))
+                })?;
+                Some(SecretString::from(key.clone()))
+            }
+        };
+        if file.first_byte_timeout_s == 0 || file.idle_timeout_s == 0 {
+            return Err(invalid(place("timeouts"), "must be at least a second"));
+        }
+        providers.push(Provider {
+            base_url: parse_url(&place("base_url"), &file.base_url)?,
+            api_key,
+            first_byte_timeout: Duration::from_secs(file.first_byte_timeout_s.into()),
+            idle_timeout: Duration::from_secs(file.idle_timeout_s.into()),
+            name: file.name,
+        });
+    }
+    if providers.is_empty() {
+        return Err(invalid("[[providers]]", "is missing: name at least one upstream"));
+    }
+    Ok(providers)
+}
+
+fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Offer>, ConfigError> {
+    let mut ids = HashSet::new();
+    let mut offers = Vec::new();
+    for file in files {
+        let place = |key: &str| format!("models ({}).{key}", file.id);
+        let name = match file.id.split_once('/') {
+            Some((provider, name)) if !provider.is_empty() && !name.is_empty() => name.to_owned(),
+            _ => return Err(invalid(place("id"), "must be provider/name")),
+        };
+        if !ids.insert(file.id.clone()) {
+            return Err(invalid(place("id"), "is used twice"));
+        }
+        if !providers.iter().any(|provider| provider.name == file.provider) {
+            return Err(invalid(place("provider"), format!("{:?} is not configured", file.provider)));
+        }
+        if file.context_length == 0 || file.max_output_tokens == 0 {
+            return Err(invalid(place("context_length"), "and max_output_tokens must be above 0"));
+        }
+        if file.context_length > MAX_CONTEXT || file.max_output_tokens > MAX_CONTEXT {
+            return Err(invalid(place("context_length"), "or max_output_tokens is out of range"));
+        }
+        let price = |key: &str, text: &str| {
+            UnitPrice::parse_usd_per_million(text).map_err(|e| invalid(place(&format!("price.{key}")), usd_problem(text, e)))
+        };
+        let prompt = price("prompt", &file.price.prompt)?;
+        let prices = Prices {
+            prompt,
+            cached_prompt: match &file.price.cached_prompt {
+                Some(text) => price("cached_prompt", text)?,
+                None => prompt,
+            },
+            completion: price("completion", &file.price.completion)?,
+        };
+        offers.push(Offer {
+            upstream_model: file.upstream_model.clone().unwrap_or(name),
+            prices,
+            provider: file.provider,
+            context_length: file.context_length,
+            max_output_tokens: file.max_output_tokens,
+            max_tokens_field: file.max_tokens_field,
+            reasoning: file.reasoning,
+            created: file.created,
+            id: file.id,
+        });
+    }
+    if let Some(idle) = providers.iter().find(|p| !offers.iter().any(|offer| offer.provider == p.name)) {
+        return Err(invalid(format!("providers ({})", idle.name), "has no models: add [[models]] or take it out"));
+    }
+    Ok(offers)
+}
+
+/// A billion tokens: far above any model, and small enough that every product fits.
+const MAX_CONTEXT: u64 = 1_000_000_000;
+
+fn check_database_url(url: String) -> Result<String, ConfigError> {
+    let known = ["sqlite://", "postgres://", "postgresql://"].iter().any(|scheme| url.starts_with(scheme));
+    if !known {
+        return Err(invalid("database_url", "must begin with sqlite:// or postgres://"));
+    }
+    if url.strip_prefix("sqlite://").is_some_and(|path| path.is_empty() || path.contains(":memory:")) {
+        return Err(invalid("database_url", "must name a file: the books are not kept in memory"));
+    }
+    Ok(url)
+}
+
+fn check_origins(origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    if origins.iter().any(|origin| origin == "*") {
+        return Ok(Vec::new());
+    }
+    for origin in &origins {
+        let exact = Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);
+        if !exact {
+            return Err(invalid("cors_origins", format!("{origin:?} is not an origin such as https://app.example")));
+        }
+    }
+    Ok(origins)
+}
+
+fn parse_url(place: &str, text: &str) -> Result<Url, ConfigError> {
+    let url = Url::parse(text).map_err(|e| invalid(place, format!("{text:?} is not a URL: {e}")))?;
+    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none() {
+        return Err(invalid(place, format!("{text:?} is not an http(s) URL")));
+    }
+    Ok(url)
+}
+
+fn parse_address(place: &str, text: &str) -> Result<Wallet, ConfigError> {
+    let wallet: Wallet = text.parse().map_err(|e| invalid(place, format!("{text:?} is {e}")))?;
+    if wallet.0.is_zero() {
+        return Err(invalid(place, "is the zero address: what is sent there is lost"));
+    }
+    Ok(wallet)
+}
+
+fn parse_usd(place: &str, text: &str) -> Result<MicroUsdc, ConfigError> {
+    MicroUsdc::parse_usd(text).map_err(|e| invalid(place, usd_problem(text, e)))
+}
+
+fn usd_problem(text: &str, error: MoneyError) -> String {
+    format!("{text:?} is {error}: write USD as a decimal string such as \"0.15\"")
+}
+
+#[derive(Copy, Clone)]
+enum Kind {
+    Text,
+    Integer,
+    TextList,
+    IntegerList,
+}
+
+/// Every plain key: its table, its name, its kind.
+const KEYS: &[(&str, &str, Kind)] = &[
+    ("", "listen", Kind::Text),
+    ("", "public_url", Kind::Text),
+    ("", "database_url", Kind::Text),
+    ("", "metrics_listen", Kind::Text),
+    ("", "max_body_mb", Kind::Integer),
+    ("", "log_format", Kind::Text),
+    ("", "cors_origins", Kind::TextList),
+    ("payments", "network", Kind::Text),
+    ("payments", "asset", Kind::Text),
+    ("payments", "asset_name", Kind::Text),
+    ("payments", "asset_version", Kind::Text),
+    ("payments", "rpc_urls", Kind::TextList),
+    ("payments", "pay_to", Kind::Text),
+    ("payments", "min_topup_usd", Kind::Text),
+    ("payments", "max_topup_usd", Kind::Text),
+    ("payments", "confirmations", Kind::Integer),
+    ("pricing", "markup_bps", Kind::Integer),
+    ("auth", "siwe_domains", Kind::TextList),
+    ("auth", "chain_ids", Kind::IntegerList),
+    ("limits", "requests_per_minute", Kind::Integer),
+    ("limits", "requests_per_day", Kind::Integer),
+    ("limits", "keys_per_wallet", Kind::Integer),
+];
+
+fn override_from_env(table: &mut toml::Table, env: &Env) -> Result<(), ConfigError> {
+    for (section, key, kind) in KEYS {
+        let name = format!("FAREBOX_{}", key.to_ascii_uppercase());
+        let Some(text) = env.get(&name) else { continue };
+        let value = env_value(*kind, text).ok_or_else(|| invalid(&name, format!("{text:?} is not a number")))?;
+        let target = if section.is_empty() {
+            &mut *table
+        } else {
+            let entry = table.entry(*section).or_insert_with(|| toml::Table::new().into());
+            entry.as_table_mut().ok_or_else(|| invalid(*section, "must be a table"))?
+        };
+        target.insert((*key).to_owned(), value);
+    }
+    Ok(())
+}
+
+fn env_value(kind: Kind, text: &str) -> Option<toml::Value> {
+    let integer = |text: &str| text.trim().parse::<i64>().ok().map(toml::Value::Integer);
+    let parts = || text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    match kind {
+        Kind::Text => Some(toml::Value::String(text.to_owned())),
+        Kind::Integer => integer(text),
+        Kind::TextList => Some(parts().map(|part| toml::Value::String(part.to_owned())).collect::<Vec<_>>().into()),
+        Kind::IntegerList => parts().map(integer).collect::<Option<Vec<_>>>().map(Into::into),
+    }
+}
+
+/// The commented file that `farebox init` writes.
+pub fn starter() -> &'static str {
+    include_str!("../farebox.example.toml")
+}
+
+/// What `farebox check-config` prints: what would be served, and at which billed prices.
+pub fn summary(config: &Config) -> String {
+    use std::fmt::Write as _;
+    let mut out = String::new();
+    let payments = &config.payments;
+    let mut facts = BTreeMap::new();
+    facts.insert("listen", config.listen.clone());
+    facts.insert("public_url", config.public_url.to_string());
+    facts.insert("network", payments.network());
+    facts.insert("asset", format!("{} ({})", payments.token.address, payments.token.name));
+    facts.insert("pay_to", payments.pay_to.to_string());
+    facts.insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
+    facts.insert("markup", format!("{} bps", config.markup.get()));
+    facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
+    for (name, value) in facts {
+        let _ = writeln!(out, "{name:<13} {value}");
+    }
+    let _ = writeln!(out, "\n{:<40} {:<14} {:>12} {:>12} {:>12}", "model", "provider", "prompt", "cached", "completion");
+    for offer in config.catalog.iter() {
+        let billed = |price: UnitPrice| price.to_billed_usd_per_million(config.markup);
+        let prices = &offer.prices;
+        let _ = writeln!(
+            out,
+            "{:<40} {:<14} {:>12} {:>12} {:>12}",
+            offer.id,
+            offer.provider,
+            billed(prices.prompt),
+            billed(prices.cached_prompt),
+            billed(prices.completion)
+        );
+    }
+    let _ = writeln!(out, "\nPrices are USD per million tokens as billed, markup included.");
+    out
+}

@@ -1,0 +1,698 @@
+//! The chat completions format (OpenAI API reference, *Create chat completion*): what a request
+//! asks for and can cost at most, and the few members that change on the way there and back.
+
+use std::borrow::Cow;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::formats::json::{Object, quote};
+use crate::formats::sse::Event;
+use crate::money::MicroUsdc;
+use crate::pricing::{Offer, Reasoning, Usage};
+
+/// Output tokens when the request names no limit.
+const DEFAULT_MAX_TOKENS: u64 = 1024;
+/// Most choices a request can ask for (OpenAI API reference, `n`).
+const MAX_CHOICES: u64 = 128;
+/// Tokens that a chat template puts around one message, generously.
+const TOKENS_AROUND_MESSAGE: u64 = 16;
+/// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346.
+const TOKENS_AROUND_TOOLS: u64 = 1024;
+/// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
+/// tokens for an image.
+const ESTIMATED_TOKENS_A_PART: u64 = 1000;
+/// Bytes of English text in a token, on average, where no usage tells.
+const ESTIMATED_BYTES_A_TOKEN: u64 = 4;
+
+/// A request that cannot be served as it is. `param` names the field at fault.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct BadRequest {
+    pub code: &'static str,
+    pub param: Option<String>,
+    pub message: String,
+}
+
+fn bad(code: &'static str, param: &str, message: impl Into<String>) -> BadRequest {
+    BadRequest { code, param: Some(param.to_owned()), message: message.into() }
+}
+
+fn bad_value(param: &str, message: impl Into<String>) -> BadRequest {
+    bad("invalid_value", param, message)
+}
+
+/// A chat request, parsed as far as its price needs.
+pub struct ChatRequest<'a> {
+    object: Object<'a>,
+    pub model: String,
+    pub stream: bool,
+    /// Whether the client asked for the usage of its stream.
+    pub wants_usage: bool,
+    choices: u64,
+    max_tokens: Option<u64>,
+    prompt: Prompt,
+    /// Tokens that may be billed as output beyond the limit: those of a rejected prediction.
+    prediction_bytes: u64,
+}
+
+/// How large the prompt can be, and how large it probably is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+struct Prompt {
+    /// No tokenizer makes more tokens than bytes.
+    bytes: u64,
+    messages: u64,
+    has_tools: bool,
+    text_bytes: u64,
+    parts_not_text: u64,
+}
+
+/// The most tokens a request can use, and what it is taken to use where nobody says.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    pub prompt: u64,
+    pub completion: u64,
+    pub estimated_prompt: u64,
+}
+
+/// Members that never become prompt; any other, known or not, is taken to.
+const NOT_PROMPT: &[&str] = &[
+    "model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n", "temperature", "top_p",
+    "seed", "stop", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
+    "user", "metadata", "store", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "prediction",
+];
+
+/// Members that would buy something the catalogue has no price for.
+const NOT_PRICED: &[(&str, &str)] = &[
+    ("models", "a list of models cannot be priced: name one in `model`"),
+    ("web_search_options", "web searches are not priced here: leave it out"),
+    ("plugins", "plugins are not priced here: leave it out"),
+    ("audio", "audio is not priced here: leave it out"),
+];
+
+impl<'a> ChatRequest<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
+        let object = Object::parse(body).map_err(|e| BadRequest {
+            code: "invalid_json",
+            param: None,
+            message: format!("the body must be a JSON object: {e}"),
+        })?;
+        if let Some(key) = object.duplicate_key() {
+            return Err(bad_value(key, "is given twice: send it once"));
+        }
+        let model: String = required(&object, "model")?;
+        let messages = object.get_non_null("messages");
+        let messages = messages.ok_or_else(|| bad("missing_required_parameter", "messages", "messages is required"))?;
+        let stream = optional(&object, "stream", "must be true or false")?.unwrap_or(false);
+        let wants_usage = optional::<StreamOptions>(&object, "stream_options", "must be an object")?
+            .and_then(|options| options.include_usage)
+            .unwrap_or(false);
+        let choices = optional(&object, "n", "must be a whole number")?.unwrap_or(1);
+        if choices == 0 || choices > MAX_CHOICES {
+            return Err(bad_value("n", format!("n must be between 1 and {MAX_CHOICES}")));
+        }
+        refuse_unpriced(&object)?;
+        Ok(Self {
+            model,
+            stream,
+            wants_usage,
+            choices,
+            max_tokens: max_tokens(&object)?,
+            prompt: Prompt::measure(&object, messages)?,
+            prediction_bytes: object.get_non_null("prediction").map_or(0, length),
+            object,
+        })
+    }
+
+    /// Checks the request against what is offered, and bounds what it can use.
+    pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
+        if offer.reasoning == Reasoning::Reject {
+            for field in REASONING_FIELDS {
+                if self.object.get_non_null(field).is_some() {
+                    let message = format!("{field} is not supported for {}: leave it out", offer.id);
+                    return Err(bad("unsupported_parameter", field, message));
+                }
+            }
+        }
+        let max_tokens = self.max_tokens_for(offer);
+        if max_tokens > offer.max_output_tokens {
+            let message = format!(
+                "max_tokens is {max_tokens} and {} gives at most {}: ask for less",
+                offer.id, offer.max_output_tokens
+            );
+            return Err(bad_value("max_tokens", message));
+        }
+        let completion = max_tokens.saturating_mul(self.choices).saturating_add(self.prediction_bytes);
+        let prompt = self.prompt.bound(offer.context_length);
+        Ok(Bounds { prompt, completion, estimated_prompt: self.prompt.estimate().min(prompt) })
+    }
+
+    /// Choices times tokens: how a limit that can be paid is told apart from the completion bound.
+    pub fn choices(&self) -> u64 {
+        self.choices
+    }
+
+    fn max_tokens_for(&self, offer: &Offer) -> u64 {
+        self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(offer.max_output_tokens))
+    }
+
+    /// The body for the upstream: the client's, but for the model's name there, the limit under the
+    /// field that is read there, and in streams the request for usage.
+    pub fn upstream_body(&self, offer: &Offer) -> Bytes {
+        let mut object = self.object.clone();
+        object.set("model", quote(&offer.upstream_model));
+        for name in LIMIT_FIELDS {
+            if name != offer.max_tokens_field {
+                object.remove(name);
+            }
+        }
+        object.set(&offer.max_tokens_field, self.max_tokens_for(offer).to_string());
+        if offer.reasoning == Reasoning::Strip {
+            REASONING_FIELDS.iter().for_each(|field| object.remove(field));
+        }
+        if self.stream {
+            // Parsing has seen that what is there is an object.
+            let given = object.get_non_null("stream_options").unwrap_or("{}");
+            if let Some(options) = with_member(given, "include_usage", "true") {
+                object.set("stream_options", options);
+            }
+        }
+        object.to_bytes().into()
+    }
+}
+
+/// The two names of the output limit.
+const LIMIT_FIELDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
+/// What asks a model to reason unseen.
+const REASONING_FIELDS: [&str; 2] = ["thinking", "reasoning_effort"];
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+fn required<'a, T: Deserialize<'a>>(object: &'a Object<'_>, key: &str) -> Result<T, BadRequest> {
+    let value = object.get_non_null(key);
+    let value = value.ok_or_else(|| bad("missing_required_parameter", key, format!("{key} is required")))?;
+    serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} must be a string")))
+}
+
+fn optional<'a, T: Deserialize<'a>>(
+    object: &'a Object<'_>,
+    key: &str,
+    expected: &str,
+) -> Result<Option<T>, BadRequest> {
+    let parse = |value| serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} {expected}")));
+    object.get_non_null(key).map(parse).transpose()
+}
+
+/// The output limit, under either of its names.
+fn max_tokens(object: &Object<'_>) -> Result<Option<u64>, BadRequest> {
+    let expected = "must be a whole number above 0";
+    let read = |key| match optional::<u64>(object, key, expected)? {
+        Some(0) => Err(bad_value(key, format!("{key} {expected}"))),
+        other => Ok(other),
+    };
+    match (read(LIMIT_FIELDS[0])?, read(LIMIT_FIELDS[1])?) {
+        (Some(a), Some(b)) if a != b => {
+            Err(bad_value("max_tokens", "max_tokens and max_completion_tokens differ: send one of them"))
+        }
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
+    for (field, message) in NOT_PRICED {
+        if object.get_non_null(field).is_some() {
+            return Err(bad("unsupported_parameter", field, *message));
+        }
+    }
+    let tier: Option<Cow<'_, str>> = optional(object, "service_tier", "must be a string")?;
+    if tier.is_some_and(|tier| !matches!(tier.as_ref(), "auto" | "default")) {
+        return Err(bad("unsupported_parameter", "service_tier", "only the default service tier is priced here"));
+    }
+    let modalities: Option<Vec<String>> = optional(object, "modalities", "must be a list of strings")?;
+    if modalities.is_some_and(|list| list.iter().any(|modality| modality != "text")) {
+        return Err(bad("unsupported_parameter", "modalities", "only text output is priced here"));
+    }
+    let tools: Option<Vec<Typed<'_>>> = optional(object, "tools", "must be a list of tools")?;
+    let built_in = |tool: &Typed<'_>| !matches!(tool.r#type.as_deref(), Some("function" | "custom"));
+    if tools.is_some_and(|tools| tools.iter().any(built_in)) {
+        let message = "tools that the provider runs itself are not priced here: send functions only";
+        return Err(bad("unsupported_parameter", "tools", message));
+    }
+    Ok(())
+}
+
+/// Anything with a `type`: a tool, a part of a message.
+#[derive(Deserialize)]
+struct Typed<'a> {
+    #[serde(borrow)]
+    r#type: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Message<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    /// An earlier spoken answer, by its id: its tokens are not in these bytes.
+    #[serde(borrow)]
+    audio: Option<&'a RawValue>,
+}
+
+impl Prompt {
+    fn measure(object: &Object<'_>, messages: &str) -> Result<Self, BadRequest> {
+        let expected = "messages must be a list of at least one message";
+        let list: Vec<&RawValue> = serde_json::from_str(messages).map_err(|_| bad_value("messages", expected))?;
+        if list.is_empty() {
+            return Err(bad_value("messages", expected));
+        }
+        let is_prompt = |key: &str| !NOT_PROMPT.contains(&key);
+        let mut prompt = Self {
+            bytes: object.members().filter(|(key, _)| is_prompt(key)).map(|(_, value)| length(value)).sum(),
+            messages: length_of(&list),
+            has_tools: object.get_non_null("tools").is_some() || object.get_non_null("functions").is_some(),
+            ..Self::default()
+        };
+        prompt.text_bytes = object
+            .members()
+            .filter(|(key, _)| is_prompt(key) && *key != "messages")
+            .map(|(_, value)| length(value))
+            .sum();
+        for (i, message) in list.into_iter().enumerate() {
+            prompt.add_message(message).map_err(|problem| {
+                bad_value(&format!("messages[{i}]"), format!("messages[{i}] {problem}"))
+            })?;
+        }
+        Ok(prompt)
+    }
+
+    fn add_message(&mut self, raw: &RawValue) -> Result<(), &'static str> {
+        let message: Message<'_> =
+            serde_json::from_str(raw.get()).map_err(|_| "must be an object with each member once")?;
+        if message.audio.is_some_and(|audio| audio.get() != "null") {
+            self.parts_not_text += 1;
+        }
+        let content = message.content.map_or("null", RawValue::get);
+        match content.as_bytes().first() {
+            Some(b'[') => {
+                let parts: Vec<Typed<'_>> =
+                    serde_json::from_str(content).map_err(|_| "has content that is no list of parts")?;
+                for part in parts {
+                    match part.r#type.as_deref() {
+                        Some("text" | "refusal") => self.text_bytes += part.text.map_or(0, |t| length(t.get())),
+                        _ => self.parts_not_text += 1,
+                    }
+                }
+                Ok(())
+            }
+            Some(b'"') | Some(b'n') => {
+                self.text_bytes += length(raw.get());
+                Ok(())
+            }
+            _ => Err("has content that is neither text nor a list of parts"),
+        }
+    }
+
+    /// More tokens than this the prompt cannot have. A link to a picture says nothing of the
+    /// picture's tokens, so with any part that is not text the context's length is the bound.
+    fn bound(&self, context_length: u64) -> u64 {
+        if self.parts_not_text > 0 {
+            return context_length;
+        }
+        let around = self.messages.saturating_mul(TOKENS_AROUND_MESSAGE);
+        let tools = if self.has_tools { TOKENS_AROUND_TOOLS } else { 0 };
+        self.bytes.saturating_add(around).saturating_add(tools).min(context_length)
+    }
+
+    fn estimate(&self) -> u64 {
+        estimate_tokens(self.text_bytes)
+            .saturating_add(self.parts_not_text.saturating_mul(ESTIMATED_TOKENS_A_PART))
+    }
+}
+
+/// Tokens in so many bytes of text, where nobody counted them.
+fn estimate_tokens(bytes: u64) -> u64 {
+    bytes.div_ceil(ESTIMATED_BYTES_A_TOKEN)
+}
+
+/// An object's text with one member set; `None` if the text is no object.
+fn with_member(object: &str, key: &str, value: &str) -> Option<String> {
+    let mut object = Object::parse(object.as_bytes()).ok()?;
+    object.set(key, value);
+    String::from_utf8(object.to_bytes()).ok()
+}
+
+fn length(json: &str) -> u64 {
+    u64::try_from(json.len()).unwrap_or(u64::MAX)
+}
+
+fn length_of<T>(list: &[T]) -> u64 {
+    u64::try_from(list.len()).unwrap_or(u64::MAX)
+}
+
+/// A whole answer from an upstream.
+pub struct Answer<'a> {
+    object: Object<'a>,
+}
+
+/// Why an upstream's 200 is no answer.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum NotAnAnswer {
+    /// It holds an error in place of an answer.
+    Error,
+    Nonsense,
+}
+
+impl<'a> Answer<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, NotAnAnswer> {
+        let object = Object::parse(body).map_err(|_| NotAnAnswer::Nonsense)?;
+        match object.get("choices") {
+            Some(choices) if choices.starts_with('[') => Ok(Self { object }),
+            _ if object.get_non_null("error").is_some() => Err(NotAnAnswer::Error),
+            _ => Err(NotAnAnswer::Nonsense),
+        }
+    }
+
+    pub fn usage_raw(&self) -> Option<&str> {
+        self.object.get_non_null("usage")
+    }
+
+    /// Output tokens, where the answer does not say how many there were.
+    pub fn estimated_completion(&self) -> u64 {
+        estimate_tokens(self.object.get("choices").map_or(0, length))
+    }
+
+    /// The answer for the client: the model by the name it asked for, and what was charged.
+    pub fn render(mut self, model: &str, charged: MicroUsdc) -> Bytes {
+        self.object.set("model", quote(model));
+        if let Some(usage) = self.usage_raw().and_then(|raw| with_member(raw, "charged_usdc", &charged.to_string())) {
+            self.object.set("usage", usage);
+        }
+        self.object.to_bytes().into()
+    }
+}
+
+/// What to do with an event of an upstream's stream.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Forward {
+    Send(Bytes),
+    /// It says nothing that the client asked for.
+    Skip,
+    /// The stream is complete: `[DONE]`.
+    Done,
+    /// The upstream says that it failed.
+    Failed,
+    Nonsense,
+}
+
+/// Watches an answer stream past, chunk by chunk, for its usage and for how much was delivered.
+pub struct StreamTap {
+    model_json: String,
+    wants_usage: bool,
+    usage_raw: Option<String>,
+    delivered_bytes: u64,
+    delivered_chunks: u64,
+    finished: bool,
+}
+
+#[derive(Deserialize)]
+struct Choice<'a> {
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+/// Where output is; anything in these counts as delivered.
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning: Option<&'a RawValue>,
+    #[serde(borrow)]
+    reasoning_content: Option<&'a RawValue>,
+    #[serde(borrow)]
+    refusal: Option<&'a RawValue>,
+    #[serde(borrow)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow)]
+    function_call: Option<&'a RawValue>,
+}
+
+impl Delta<'_> {
+    /// Bytes of output, without the quotes around it.
+    fn bytes(&self) -> u64 {
+        [
+            self.content,
+            self.reasoning,
+            self.reasoning_content,
+            self.refusal,
+            self.tool_calls,
+            self.function_call,
+        ]
+        .into_iter()
+        .flatten()
+        .map(RawValue::get)
+        .filter(|json| *json != "null")
+        .map(|json| length(json).saturating_sub(2))
+        .sum()
+    }
+}
+
+impl StreamTap {
+    pub fn new(model: &str, wants_usage: bool) -> Self {
+        Self {
+            model_json: quote(model),
+            wants_usage,
+            usage_raw: None,
+            delivered_bytes: 0,
+            delivered_chunks: 0,
+            finished: false,
+        }
+    }
+
+    /// Reads one event and says what the client gets of it.
+    pub fn event(&mut self, event: &Event) -> Forward {
+        let Some(data) = event.data() else { return Forward::Send(event.0.clone()) };
+        if data.trim_ascii() == b"[DONE]" {
+            return Forward::Done;
+        }
+        let Ok(mut object) = Object::parse(&data) else { return Forward::Nonsense };
+        if object.get_non_null("error").is_some() {
+            return Forward::Failed;
+        }
+        let empty = self.count(object.get_non_null("choices"));
+        let report = object.get_non_null("usage").map(str::to_owned);
+        if !self.wants_usage {
+            if empty && report.is_some() {
+                self.usage_raw = report;
+                return Forward::Skip;
+            }
+            object.remove("usage");
+        }
+        self.usage_raw = report.or(self.usage_raw.take());
+        if object.get("model").is_some() {
+            object.set("model", self.model_json.as_str());
+        }
+        Forward::Send(Event::from_data(&object.to_bytes()))
+    }
+
+    /// Counts what a chunk delivers, and says whether it has no choices at all.
+    fn count(&mut self, choices: Option<&str>) -> bool {
+        let Some(raw) = choices else { return true };
+        let Ok(choices) = serde_json::from_str::<Vec<Choice<'_>>>(raw) else {
+            // Not the shape we know, but output all the same.
+            self.delivered_bytes = self.delivered_bytes.saturating_add(length(raw));
+            return false;
+        };
+        for choice in &choices {
+            let bytes = choice.delta.as_ref().map_or(0, Delta::bytes);
+            self.delivered_bytes = self.delivered_bytes.saturating_add(bytes);
+            self.delivered_chunks += u64::from(bytes > 0);
+            self.finished |= choice.finish_reason.is_some_and(|reason| reason.get() != "null");
+        }
+        choices.is_empty()
+    }
+
+    pub fn usage_raw(&self) -> Option<&str> {
+        self.usage_raw.as_deref()
+    }
+
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage_raw().and_then(Usage::from_openai)
+    }
+
+    pub fn delivered_anything(&self) -> bool {
+        self.delivered_bytes > 0
+    }
+
+    /// Whether the answer was whole, should the stream end now without saying so.
+    pub fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Output tokens delivered so far: no chunk with output has less than one.
+    pub fn estimated_completion(&self) -> u64 {
+        estimate_tokens(self.delivered_bytes).max(self.delivered_chunks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::money::UnitPrice;
+    use crate::pricing::Prices;
+
+    fn offer() -> Offer {
+        Offer {
+            id: "openai/gpt-5-mini".into(),
+            provider: "openai".into(),
+            upstream_model: "gpt-5-mini-2026".into(),
+            context_length: 128_000,
+            max_output_tokens: 16_384,
+            max_tokens_field: "max_completion_tokens".into(),
+            reasoning: Reasoning::Reject,
+            prices: Prices {
+                prompt: UnitPrice::new(150_000),
+                cached_prompt: UnitPrice::new(75_000),
+                completion: UnitPrice::new(600_000),
+            },
+            created: 0,
+        }
+    }
+
+    fn request(members: &str) -> String {
+        format!(r#"{{"model":"openai/gpt-5-mini","messages":[{{"role":"user","content":"hi"}}]{members}}}"#)
+    }
+
+    fn refused(body: &str) -> BadRequest {
+        let error = match ChatRequest::parse(body.as_bytes()) {
+            Err(error) => error,
+            Ok(request) => request.bounds(&offer()).unwrap_err(),
+        };
+        assert!(!error.message.is_empty());
+        error
+    }
+
+    #[test]
+    fn what_the_contract_names_changes_and_nothing_else() {
+        let body = request(r#", "max_tokens":7,"x_unknown":{"a":[1, 2.50]},"stream":true,"stream_options":{"y":1}"#);
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        assert_eq!(
+            request.upstream_body(&offer()),
+            r#"{"model":"gpt-5-mini-2026","messages":[{"role":"user","content":"hi"}],"x_unknown":{"a":[1, 2.50]},"stream":true,"stream_options":{"y":1,"include_usage":true},"max_completion_tokens":7}"#
+        );
+        assert!(request.stream && !request.wants_usage);
+    }
+
+    #[test]
+    fn a_limit_is_always_sent_and_defaults_to_1024() {
+        let body = request("");
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let sent = request.upstream_body(&offer());
+        assert!(sent.ends_with(br#""max_completion_tokens":1024}"#), "{sent:?}");
+        assert_eq!(request.bounds(&offer()).unwrap().completion, 1024);
+    }
+
+    #[test]
+    fn bad_requests_name_their_field() {
+        for (members, param) in [
+            (r#","max_tokens":0"#, "max_tokens"),
+            (r#","max_tokens":-1"#, "max_tokens"),
+            (r#","max_tokens":1.5"#, "max_tokens"),
+            (r#","max_tokens":16385"#, "max_tokens"),
+            (r#","max_tokens":1,"max_completion_tokens":2"#, "max_tokens"),
+            (r#","max_tokens":1,"max_tokens":99999"#, "max_tokens"),
+            (r#","n":0"#, "n"),
+            (r#","n":129"#, "n"),
+            (r#","stream":"yes""#, "stream"),
+            (r#","stream_options":[]"#, "stream_options"),
+            (r#","reasoning_effort":"low""#, "reasoning_effort"),
+            (r#","thinking":{"type":"enabled"}"#, "thinking"),
+            (r#","service_tier":"priority""#, "service_tier"),
+            (r#","modalities":["text","audio"]"#, "modalities"),
+            (r#","models":["a"]"#, "models"),
+            (r#","web_search_options":{}"#, "web_search_options"),
+            (r#","tools":[{"type":"web_search"}]"#, "tools"),
+        ] {
+            assert_eq!(refused(&request(members)).param.as_deref(), Some(param), "{members}");
+        }
+        assert_eq!(refused("{}").param.as_deref(), Some("model"));
+        assert_eq!(refused(r#"{"model":"m"}"#).param.as_deref(), Some("messages"));
+        assert_eq!(refused(r#"{"model":"m","messages":[]}"#).param.as_deref(), Some("messages"));
+        assert_eq!(refused(r#"{"model":"m","messages":[7]}"#).param.as_deref(), Some("messages[0]"));
+        assert_eq!(refused("[]").code, "invalid_json");
+    }
+
+    #[test]
+    fn the_prompt_bound_counts_bytes_and_a_picture_is_the_whole_context() {
+        let bound = |body: &str| ChatRequest::parse(body.as_bytes()).unwrap().bounds(&offer()).unwrap();
+        let messages = r#"[{"role":"user","content":"hi"}]"#;
+        assert_eq!(bound(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 16);
+        let picture = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"what"},{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]}"#;
+        assert_eq!(bound(picture).prompt, 128_000);
+        assert!(bound(picture).estimated_prompt < 2_000);
+        let long = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(1_000_000));
+        assert_eq!(bound(&long).prompt, 128_000);
+        // Tools, schemas and members nobody knows become prompt as well.
+        assert!(bound(&request(r#","unknown":"0123456789""#)).prompt >= bound(&request("")).prompt + 10);
+        assert_eq!(bound(&request(r#","n":3,"max_tokens":5"#)).completion, 15);
+    }
+
+    #[test]
+    fn an_answer_keeps_all_but_model_and_usage() {
+        let body = br#"{"id":"c1","model":"gpt-5-mini-2026","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2},"x":[1, 2]}"#;
+        let answer = Answer::parse(body).unwrap();
+        assert_eq!(
+            answer.render("openai/gpt-5-mini", MicroUsdc::new(11)),
+            r#"{"id":"c1","model":"openai/gpt-5-mini","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2,"charged_usdc":11},"x":[1, 2]}"#
+        );
+        assert_eq!(Answer::parse(br#"{"error":{"message":"no"}}"#).err(), Some(NotAnAnswer::Error));
+        assert_eq!(Answer::parse(b"<html>").err(), Some(NotAnAnswer::Nonsense));
+        assert_eq!(Answer::parse(b"{}").err(), Some(NotAnAnswer::Nonsense));
+    }
+
+    fn event(data: &str) -> Event {
+        Event(Event::from_data(data.as_bytes()))
+    }
+
+    #[test]
+    fn usage_reaches_only_the_client_that_asked() {
+        let shared = event(r#"{"model":"u","choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#);
+        let alone = event(r#"{"model":"u","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#);
+        let null = event(r#"{"model":"u","choices":[{"delta":{}}],"usage":null}"#);
+
+        let mut unasked = StreamTap::new("p/m", false);
+        assert_eq!(unasked.event(&shared), Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{"content":"a"}}]}"#).0));
+        assert_eq!(unasked.event(&null), Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{}}]}"#).0));
+        assert_eq!(unasked.usage().unwrap().completion, 1);
+        assert_eq!(unasked.event(&alone), Forward::Skip);
+        assert_eq!(unasked.usage().unwrap().completion, 4);
+
+        let mut asked = StreamTap::new("p/m", true);
+        assert_eq!(asked.event(&alone), Forward::Send(event(r#"{"model":"p/m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#).0));
+        assert_eq!(asked.event(&event("[DONE]")), Forward::Done);
+    }
+
+    #[test]
+    fn output_is_counted_and_errors_are_not() {
+        let mut tap = StreamTap::new("p/m", false);
+        assert_eq!(tap.event(&event(r#"{"error":{"message":"a long story of what went wrong"}}"#)), Forward::Failed);
+        assert!(!tap.delivered_anything());
+        tap.event(&event(r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#));
+        assert!(!tap.delivered_anything());
+        tap.event(&event(r#"{"choices":[{"delta":{"content":"12345678"}}]}"#));
+        tap.event(&event(r#"{"choices":[{"delta":{"content":"1"},"finish_reason":"stop"}]}"#));
+        assert_eq!(tap.estimated_completion(), 3);
+        assert!(tap.is_finished());
+        assert_eq!(tap.event(&event("{nonsense")), Forward::Nonsense);
+        let comment = Event(Bytes::from_static(b": still working\n\n"));
+        assert_eq!(tap.event(&comment), Forward::Send(comment.0.clone()));
+    }
+}

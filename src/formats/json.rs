@@ -1,0 +1,150 @@
+//! A JSON object taken apart only at its top: members keep their order, and their values the very
+//! bytes they came in. What the gateway has no business with passes through it unread.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+/// The members of an object, each value as its JSON text.
+#[derive(Clone, Debug)]
+pub struct Object<'a> {
+    members: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+}
+
+impl<'a> Object<'a> {
+    /// Parses one JSON object; anything else, or anything behind it, is an error.
+    pub fn parse(text: &'a [u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(text)
+    }
+
+    /// The JSON text of a member; of the last one, should there be several.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.members.iter().rev().find(|(k, _)| k == key).map(|(_, value)| value.as_ref())
+    }
+
+    /// Like [`Self::get`], where null counts as absent.
+    pub fn get_non_null(&self, key: &str) -> Option<&str> {
+        self.get(key).filter(|value| *value != "null")
+    }
+
+    pub fn members(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.members.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+    }
+
+    /// A key that occurs twice. Two readers of such an object need not agree on what it says.
+    pub fn duplicate_key(&self) -> Option<&str> {
+        let mut keys: Vec<&str> = self.members.iter().map(|(key, _)| key.as_ref()).collect();
+        keys.sort_unstable();
+        keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+    }
+
+    /// Sets a member to `value`, a JSON text: in its place if it is there, else at the end.
+    pub fn set(&mut self, key: &str, value: impl Into<Cow<'a, str>>) {
+        let value = value.into();
+        match self.members.iter_mut().find(|(k, _)| k == key) {
+            Some((_, old)) => *old = value,
+            None => self.members.push((Cow::Owned(key.to_owned()), value)),
+        }
+    }
+
+    pub fn remove(&mut self, key: &str) {
+        self.members.retain(|(k, _)| k != key);
+    }
+
+    pub fn write_to(&self, out: &mut Vec<u8>) {
+        out.push(b'{');
+        for (i, (key, value)) in self.members.iter().enumerate() {
+            if i > 0 {
+                out.push(b',');
+            }
+            out.extend_from_slice(quote(key).as_bytes());
+            out.push(b':');
+            out.extend_from_slice(value.as_bytes());
+        }
+        out.push(b'}');
+    }
+
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let size = self.members.iter().map(|(key, value)| key.len() + value.len() + 8).sum();
+        let mut out = Vec::with_capacity(size);
+        self.write_to(&mut out);
+        out
+    }
+}
+
+/// A string as JSON text.
+pub fn quote(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members;
+
+        impl<'de> Visitor<'de> for Members {
+            type Value = Object<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = Vec::with_capacity(map.size_hint().unwrap_or(16));
+                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+                    members.push((key, Cow::Borrowed(value.get())));
+                }
+                Ok(Object { members })
+            }
+        }
+
+        deserializer.deserialize_map(Members)
+    }
+}
+
+/// A key borrowed from the text where it has no escapes.
+#[derive(serde::Deserialize)]
+#[serde(transparent)]
+struct Key<'a>(#[serde(borrow)] Cow<'a, str>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn values_keep_their_bytes_and_order() {
+        let text = br#"{ "b" : 1.0e+2 , "a\u0062" : [ 1,  2 ], "n":null}"#;
+        let mut object = Object::parse(text).unwrap();
+        assert_eq!(object.get("ab"), Some("[ 1,  2 ]"));
+        assert_eq!(object.get_non_null("n"), None);
+        object.set("b", "7");
+        object.set("new", quote("x\"y"));
+        object.remove("n");
+        assert_eq!(object.to_bytes(), br#"{"b":7,"ab":[ 1,  2 ],"new":"x\"y"}"#);
+    }
+
+    #[test]
+    fn duplicates_are_seen_through_escapes() {
+        let object = Object::parse(br#"{"max_tokens":1,"max\u005ftokens":9}"#).unwrap();
+        assert_eq!(object.duplicate_key(), Some("max_tokens"));
+    }
+
+    #[test]
+    fn only_one_whole_object_is_taken() {
+        for bad in [&b"[]"[..], b"{", b"{}x", b"", b"null", b"{\"a\":}", b"{\"a\":\"\xff\"}"] {
+            assert!(Object::parse(bad).is_err(), "{bad:?}");
+        }
+        let deep = format!("{{\"a\":{}{}}}", "[".repeat(100_000), "]".repeat(100_000));
+        let _ = Object::parse(deep.as_bytes());
+    }
+
+    proptest! {
+        #[test]
+        fn round_trips(members in proptest::collection::btree_map("\\PC{0,8}", any::<Option<i64>>(), 0..8)) {
+            let text = serde_json::to_vec(&members).unwrap();
+            prop_assert_eq!(Object::parse(&text).unwrap().to_bytes(), text);
+        }
+    }
+}

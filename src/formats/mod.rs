@@ -1,0 +1,5 @@
+//! The wire formats that clients and upstreams speak, as parsers and renderers. Pure: no I/O.
+
+pub mod chat;
+pub mod json;
+pub mod sse;
