@@ -32,6 +32,8 @@ CREATE TABLE payments (
 );
 CREATE INDEX payments_by_wallet ON payments (from_wallet, id);
 CREATE INDEX payments_by_state ON payments (state);
+-- One transfer pays for one payment. (Before it is found, log_index is null and not compared.)
+CREATE UNIQUE INDEX payments_by_transfer ON payments (chain_id, tx_hash, log_index);
 
 -- What was signed for a payment, kept before it is broadcast; a replacement is another row.
 CREATE TABLE payment_transactions (

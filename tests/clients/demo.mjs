@@ -65,7 +65,7 @@ async function demo() {
 
   title("The books");
   await readBooks(account.address, key, charges);
-  await audit(house.config);
+  await audit(house);
 
   if (KEEP) await stayUp(house, account, key);
   title("Stopping");
@@ -94,15 +94,17 @@ async function start() {
   process.env.FAREBOX_URL = `http://${address}`;
   const config = join(directory, "farebox.toml");
   writeFileSync(config, configuration({ address, rpc: chain.url, payTo, modelUrl }));
-  const own = Object.entries(process.env).filter(([name]) => !name.startsWith("FAREBOX_"));
-  const gateway = launch(BINARY, ["serve", "--config", config], {
-    ...Object.fromEntries(own),
+  // Nothing of the caller's own gateway may reach this one: any FAREBOX_ variable overrides the configuration.
+  const others = Object.entries(process.env).filter(([name]) => !name.startsWith("FAREBOX_"));
+  const secrets = {
+    ...Object.fromEntries(others),
     FAREBOX_RELAYER_KEY: relayerKey,
-    OPENAI_API_KEY: process.env.OPENAI_API_KEY ?? "sk-the-model-server-takes-any",
-  });
+    OPENAI_API_KEY: process.env.OPENAI_API_KEY || "sk-the-model-server-takes-any",
+  };
+  const gateway = launch(BINARY, ["serve", "--config", config], secrets);
   await line(gateway, (text) => text.includes(address));
   console.log(`    gateway  ${process.env.FAREBOX_URL}, its files in ${directory}`);
-  return { gateway, config, payTo, walletKey };
+  return { gateway, config, secrets, payTo, walletKey };
 }
 
 async function startModelServer() {
@@ -217,8 +219,11 @@ async function readBooks(wallet, key, charges) {
   same("top-ups", history.body.topups.map((row) => row.amount_usdc), [TOPUP_USD * 1e6]);
 }
 
-async function audit(config) {
-  const auditor = spawn(BINARY, ["audit", "--config", config], { stdio: ["ignore", "inherit", "inherit"] });
+async function audit({ config, secrets }) {
+  const auditor = spawn(BINARY, ["audit", "--config", config], {
+    env: secrets,
+    stdio: ["ignore", "inherit", "inherit"],
+  });
   const code = await new Promise((resolve, reject) => auditor.once("exit", resolve).once("error", reject));
   same("farebox audit's exit code", code, 0);
 }

@@ -1,0 +1,127 @@
+//! API keys: made by a signed-in wallet, shown once, kept as a hash.
+
+use secrecy::{ExposeSecret as _, SecretString};
+use sha2::{Digest as _, Sha256};
+
+use crate::auth::{Principal, store};
+use crate::clock::{Clock, Timestamp};
+use crate::db::{Db, DbError};
+use crate::id::{Entropy, Wallet};
+
+/// A label is a name, not a text.
+const MAX_LABEL_CHARS: usize = 100;
+
+#[derive(Debug, thiserror::Error)]
+pub enum KeyError {
+    #[error("the label is longer than {MAX_LABEL_CHARS} characters")]
+    LabelTooLong,
+    #[error("the label must not hold control characters")]
+    LabelNotText,
+    #[error("this wallet has {0} keys, as many as it may: revoke one first")]
+    TooMany(u32),
+    #[error(transparent)]
+    Db(#[from] DbError),
+}
+
+/// What is known of a key; not the key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ApiKey {
+    pub id: i64,
+    pub label: Option<String>,
+    pub created_at: Timestamp,
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// The keys of all wallets.
+#[derive(Clone)]
+pub struct Keys {
+    db: Db,
+    clock: Clock,
+    entropy: Entropy,
+    /// 0: no limit.
+    per_wallet: u32,
+}
+
+impl Keys {
+    pub fn new(db: Db, clock: Clock, entropy: Entropy, per_wallet: u32) -> Self {
+        Self { db, clock, entropy, per_wallet }
+    }
+
+    /// Makes a key. It is returned here and can be learnt nowhere else.
+    pub async fn create(
+        &self,
+        wallet: Wallet,
+        label: Option<String>,
+    ) -> Result<(ApiKey, SecretString), KeyError> {
+        if let Some(label) = &label {
+            check_label(label)?;
+        }
+        let key = format!("sk-{}", hex::encode(self.entropy.bytes::<32>()));
+        let now = self.clock.now();
+        let mut tx = self.db.begin().await?;
+        let live = store::lock_and_count_live(&mut tx, wallet, now).await?;
+        if self.per_wallet > 0 && live >= i64::from(self.per_wallet) {
+            return Err(KeyError::TooMany(self.per_wallet));
+        }
+        let id = store::insert_key(&mut tx, wallet, &sha256_hex(&key), label.clone(), now).await?;
+        tx.commit().await?;
+        Ok((ApiKey { id, label, created_at: now, revoked_at: None }, SecretString::from(key)))
+    }
+
+    pub async fn list(&self, wallet: Wallet) -> Result<Vec<ApiKey>, KeyError> {
+        Ok(store::keys_of(&self.db, wallet).await?)
+    }
+
+    /// Revokes a key of this wallet; whether there is such a key.
+    pub async fn revoke(&self, wallet: Wallet, id: i64) -> Result<bool, KeyError> {
+        let mut tx = self.db.begin().await?;
+        let found = store::revoke_key(&mut tx, wallet, id, self.clock.now()).await?;
+        tx.commit().await?;
+        Ok(found)
+    }
+
+    /// The principal a key stands for; `None` for one that is unknown or revoked.
+    ///
+    /// It is looked up by its hash, so how long that takes says nothing of how near a guess was.
+    pub async fn authenticate(&self, key: &SecretString) -> Result<Option<Principal>, KeyError> {
+        let key = key.expose_secret();
+        if !is_well_formed(key) {
+            return Ok(None);
+        }
+        Ok(store::live_key(&self.db, &sha256_hex(key)).await?)
+    }
+}
+
+fn check_label(label: &str) -> Result<(), KeyError> {
+    if label.chars().count() > MAX_LABEL_CHARS {
+        return Err(KeyError::LabelTooLong);
+    }
+    if label.chars().any(char::is_control) {
+        return Err(KeyError::LabelNotText);
+    }
+    Ok(())
+}
+
+/// `sk-` and 64 lower-case hex digits.
+fn is_well_formed(key: &str) -> bool {
+    key.strip_prefix("sk-").is_some_and(|digits| {
+        digits.len() == 64 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
+
+fn sha256_hex(text: &str) -> String {
+    hex::encode(Sha256::digest(text.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_have_one_form() {
+        assert!(is_well_formed(&format!("sk-{}", "0a".repeat(32))));
+        for bad in ["", "sk-", "x402", &format!("sk-{}", "0A".repeat(32)), &format!("sk-{}", "0a".repeat(33))] {
+            assert!(!is_well_formed(bad), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,491 @@
+//! One paid request: quote → hold → upstream → settle or release → receipt.
+//!
+//! From the hold on everything runs in a task of its own, so that a client that goes away leaves
+//! nothing half done. An [`OpenHold`] ends exactly once; one that is dropped by a bug is released.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
+
+use crate::auth::Principal;
+use crate::clock::Clock;
+use crate::formats::chat::{Answer, Bounds, ChatRequest, Forward, StreamTap};
+use crate::formats::sse::{Event, Splitter};
+use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
+use crate::money::{MarkupBps, MicroUsdc};
+use crate::pricing::{self, Charge, Offer, Quote, Reasoning, Terms, Usage};
+use crate::providers::{AnswerStream, OpenAi, Providers, UpstreamError};
+use crate::tasks::Tasks;
+
+/// Events on their way to a client that reads slowly; the upstream waits when they are this many.
+const CLIENT_BUFFER_EVENTS: usize = 16;
+/// A client that takes nothing for this long is taken to be gone.
+const CLIENT_STALL: Duration = Duration::from_secs(60);
+/// How long a stream is read on for its usage when its client has gone …
+const DRAIN: Duration = Duration::from_secs(30);
+/// … and how many at once: each costs a connection and nobody reads it.
+const MAX_DRAINS: usize = 64;
+/// How long an answer waits for its settlement while the database is away.
+const SETTLE_WAIT: Duration = Duration::from_secs(15);
+/// A settlement is tried again this often until the database is back.
+const SETTLE_RETRY: Duration = Duration::from_millis(500);
+
+#[derive(Debug, thiserror::Error)]
+pub enum MeteringError {
+    /// The wallet cannot cover the worst case. `affordable` is the largest output limit it can.
+    #[error("{required} micro-USDC are required and {available} are available")]
+    Insufficient { required: MicroUsdc, available: MicroUsdc, affordable: Option<u64> },
+    #[error("the request cannot be priced")]
+    Unpriceable,
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// The answer is there, but it could not be settled in time; it will be.
+    #[error("the settlement did not come through in time")]
+    SettlementLate,
+    #[error("the server is stopping")]
+    Stopping,
+}
+
+/// A whole answer and what was charged for it.
+pub struct PaidAnswer {
+    pub body: Bytes,
+    pub ended: Ended,
+}
+
+/// Takes requests through the pipeline. Cheap to clone.
+#[derive(Clone)]
+pub struct Metering {
+    ledger: Ledger,
+    providers: Providers,
+    clock: Clock,
+    tasks: Tasks,
+    markup: MarkupBps,
+    drains: Arc<Semaphore>,
+}
+
+/// What is known of a request before it is held.
+struct Quoted {
+    terms: Terms,
+    bounds: Bounds,
+    quote: Quote,
+    choices: u64,
+    may_reason_unseen: bool,
+}
+
+impl Metering {
+    pub fn new(ledger: Ledger, providers: Providers, clock: Clock, tasks: Tasks, markup: MarkupBps) -> Self {
+        Self { ledger, providers, clock, tasks, markup, drains: Arc::new(Semaphore::new(MAX_DRAINS)) }
+    }
+
+    /// Runs a request to its whole answer. The answer is settled when this returns; the request is
+    /// run and settled also when the future is dropped.
+    pub async fn answer(
+        &self,
+        id: String,
+        principal: Principal,
+        request: &ChatRequest<'_>,
+        bounds: Bounds,
+        offer: &Offer,
+    ) -> Result<PaidAnswer, MeteringError> {
+        let upstream = self.upstream(offer)?.clone();
+        let body = request.upstream_body(offer);
+        let quoted = self.quote(request, bounds, offer)?;
+        let model = request.model.clone();
+        let begin = self.clone().begin(id, principal, quoted);
+        let run = async move {
+            let open = begin.await?;
+            answer_whole(open, &upstream, body, &model).await
+        };
+        self.tasks.spawn(run).await.unwrap_or(Err(MeteringError::Stopping))
+    }
+
+    /// Runs a request whose answer is streamed. Returns when the upstream has begun to answer; the
+    /// receiver then yields what the client gets, and the last event comes after the settlement.
+    pub async fn stream(
+        &self,
+        id: String,
+        principal: Principal,
+        request: &ChatRequest<'_>,
+        bounds: Bounds,
+        offer: &Offer,
+    ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
+        let upstream = self.upstream(offer)?.clone();
+        let body = request.upstream_body(offer);
+        let quoted = self.quote(request, bounds, offer)?;
+        let tap = StreamTap::new(&request.model, request.wants_usage);
+        let begin = self.clone().begin(id, principal, quoted);
+        let metering = self.clone();
+        let (head, begun) = oneshot::channel();
+        self.tasks.spawn(async move {
+            let open = match begin.await {
+                Ok(open) => open,
+                Err(error) => return drop(head.send(Err(error))),
+            };
+            let answer = tokio::select! {
+                answer = upstream.chat_stream(body) => answer,
+                () = metering.tasks.aborted() => Err(UpstreamError::BrokeOff),
+            };
+            match answer {
+                Err(error) => {
+                    open.release(error.reason()).await;
+                    drop(head.send(Err(error.into())));
+                }
+                Ok(answer) => {
+                    let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
+                    drop(head.send(Ok(events)));
+                    let stream = LiveStream { answer, splitter: Splitter::default(), tap, client, open };
+                    metering.pump(stream).await;
+                }
+            }
+        });
+        begun.await.unwrap_or(Err(MeteringError::Stopping))
+    }
+
+    fn upstream(&self, offer: &Offer) -> Result<&OpenAi, MeteringError> {
+        self.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
+    }
+
+    fn quote(
+        &self,
+        request: &ChatRequest<'_>,
+        bounds: Bounds,
+        offer: &Offer,
+    ) -> Result<Quoted, MeteringError> {
+        let terms = offer.terms(self.markup);
+        let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
+        let quote = quote.ok_or(MeteringError::Unpriceable)?;
+        let may_reason_unseen = offer.reasoning == Reasoning::Allow;
+        Ok(Quoted { terms, bounds, quote, choices: request.choices(), may_reason_unseen })
+    }
+
+    /// Holds what a request can cost at most.
+    async fn begin(
+        self,
+        id: String,
+        principal: Principal,
+        quoted: Quoted,
+    ) -> Result<OpenHold, MeteringError> {
+        let hold = Hold {
+            id,
+            wallet: principal.wallet,
+            api_key_id: principal.api_key_id,
+            amount: quoted.quote.amount,
+            terms: quoted.terms,
+            created_at: self.clock.now(),
+        };
+        match self.ledger.hold(&hold).await {
+            Ok(_) => {}
+            Err(LedgerError::Insufficient { required, balance }) => {
+                let available = balance.available();
+                let affordable = quoted.quote.affordable_completion(&hold.terms, available);
+                let affordable = affordable.map(|tokens| tokens / quoted.choices).filter(|tokens| *tokens > 0);
+                return Err(MeteringError::Insufficient { required, available, affordable });
+            }
+            Err(other) => return Err(other.into()),
+        }
+        metrics::counter!("farebox_holds_total").increment(1);
+        Ok(OpenHold {
+            hold: Some(hold),
+            bounds: quoted.bounds,
+            may_reason_unseen: quoted.may_reason_unseen,
+            ledger: self.ledger,
+            tasks: self.tasks,
+        })
+    }
+
+    /// Passes a stream on until it ends, one way or another, and ends its hold.
+    async fn pump(&self, mut stream: LiveStream) {
+        let end = match stream.forward(&self.tasks).await {
+            End::ClientGone => self.drain(&mut stream).await,
+            end => end,
+        };
+        let LiveStream { tap, client, open, .. } = stream;
+        let delivered = Delivered::from_tap(&tap);
+        let settled = match &end {
+            End::Complete => open.settle(delivered, None).await,
+            End::Failed(error) if !tap.delivered_anything() && tap.usage().is_none() => {
+                open.release(error.reason()).await
+            }
+            End::Failed(error) => open.settle(delivered, Some(error.reason())).await,
+            End::ClientGone => open.settle(delivered, Some("client_gone")).await,
+            End::Stopping => open.settle(delivered, Some("gateway_stopped")).await,
+        };
+        let last = match (&end, settled) {
+            (End::Complete, Some(_)) => Bytes::from_static(b"data: [DONE]\n\n"),
+            (End::Complete, None) => failure_event(&MeteringError::SettlementLate),
+            (End::Failed(error), _) => failure_event(error),
+            (End::Stopping | End::ClientGone, _) => failure_event(&MeteringError::Stopping),
+        };
+        // If nobody is there to read it, that is all the same.
+        let _ = tokio::time::timeout(CLIENT_STALL, client.send(last)).await;
+    }
+
+    /// Reads a stream on for its usage, now that its client has gone, for a while and not too many.
+    async fn drain(&self, stream: &mut LiveStream) -> End {
+        let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.drains).try_acquire_owned() else {
+            return End::ClientGone;
+        };
+        let deadline = Instant::now() + DRAIN;
+        let read = async {
+            loop {
+                match stream.next_event().await {
+                    Ok(Some(event)) => match stream.tap.event(&event) {
+                        Forward::Send(_) | Forward::Skip => {}
+                        Forward::Done | Forward::Failed | Forward::Nonsense => return,
+                    },
+                    Ok(None) | Err(_) => return,
+                }
+            }
+        };
+        tokio::select! {
+            _ = tokio::time::timeout_at(deadline, read) => {}
+            () = self.tasks.aborted() => {}
+        }
+        End::ClientGone
+    }
+}
+
+/// Runs a held request to its whole answer and settles it.
+async fn answer_whole(
+    open: OpenHold,
+    upstream: &OpenAi,
+    body: Bytes,
+    model: &str,
+) -> Result<PaidAnswer, MeteringError> {
+    let answered = tokio::select! {
+        answered = upstream.chat(body) => answered,
+        () = open.tasks.aborted() => Err(UpstreamError::BrokeOff),
+    };
+    let body = match answered {
+        Ok(body) => body,
+        Err(error) => {
+            open.release(error.reason()).await;
+            return Err(error.into());
+        }
+    };
+    let Ok(answer) = Answer::parse(&body) else {
+        open.release(UpstreamError::Nonsense.reason()).await;
+        return Err(UpstreamError::Nonsense.into());
+    };
+    let delivered = Delivered {
+        usage: answer.usage_raw().and_then(Usage::from_openai),
+        usage_raw: answer.usage_raw().map(str::to_owned),
+        estimated_completion: answer.estimated_completion(),
+    };
+    let ended = open.settle(delivered, None).await.ok_or(MeteringError::SettlementLate)?;
+    Ok(PaidAnswer { body: answer.render(model, ended.charged), ended })
+}
+
+/// How a stream came to its end.
+enum End {
+    Complete,
+    Failed(UpstreamError),
+    ClientGone,
+    Stopping,
+}
+
+/// A stream from an upstream to a client, and the hold that pays for it.
+struct LiveStream {
+    answer: AnswerStream,
+    splitter: Splitter,
+    tap: StreamTap,
+    client: mpsc::Sender<Bytes>,
+    open: OpenHold,
+}
+
+impl LiveStream {
+    /// Passes events on as they come, no faster than the client takes them.
+    async fn forward(&mut self, tasks: &Tasks) -> End {
+        let client = self.client.clone();
+        loop {
+            let event = tokio::select! {
+                event = self.next_event() => event,
+                () = client.closed() => return End::ClientGone,
+                () = tasks.aborted() => return End::Stopping,
+            };
+            let event = match event {
+                Ok(Some(event)) => event,
+                Ok(None) if self.tap.is_finished() => return End::Complete,
+                Ok(None) => return End::Failed(UpstreamError::BrokeOff),
+                Err(error) => return End::Failed(error),
+            };
+            match self.tap.event(&event) {
+                Forward::Skip => {}
+                Forward::Done => return End::Complete,
+                Forward::Failed => return End::Failed(UpstreamError::BrokeOff),
+                Forward::Nonsense => return End::Failed(UpstreamError::Nonsense),
+                Forward::Send(bytes) => {
+                    let sent = tokio::select! {
+                        sent = tokio::time::timeout(CLIENT_STALL, client.send(bytes)) => sent,
+                        () = tasks.aborted() => return End::Stopping,
+                    };
+                    if !matches!(sent, Ok(Ok(()))) {
+                        return End::ClientGone;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn next_event(&mut self) -> Result<Option<Event>, UpstreamError> {
+        loop {
+            match self.splitter.next_event() {
+                Ok(Some(event)) => return Ok(Some(event)),
+                Ok(None) => {}
+                Err(_) => return Err(UpstreamError::Nonsense),
+            }
+            match self.answer.next().await? {
+                Some(bytes) => self.splitter.push(&bytes),
+                None => return Ok(std::mem::take(&mut self.splitter).rest()),
+            }
+        }
+    }
+}
+
+/// What came of a request, as far as it is known.
+struct Delivered {
+    usage: Option<Usage>,
+    usage_raw: Option<String>,
+    estimated_completion: u64,
+}
+
+impl Delivered {
+    fn from_tap(tap: &StreamTap) -> Self {
+        Self {
+            usage: tap.usage(),
+            usage_raw: tap.usage_raw().map(str::to_owned),
+            estimated_completion: tap.estimated_completion(),
+        }
+    }
+}
+
+/// A hold that has not ended.
+struct OpenHold {
+    /// Taken when it ends.
+    hold: Option<Hold>,
+    bounds: Bounds,
+    may_reason_unseen: bool,
+    ledger: Ledger,
+    tasks: Tasks,
+}
+
+impl OpenHold {
+    /// Ends the hold at the charge for what was used; without a report, at an estimate. `None` if
+    /// the database did not take it in time: it is tried on until it does.
+    async fn settle(mut self, delivered: Delivered, reason: Option<&str>) -> Option<Ended> {
+        let hold = self.hold.take()?;
+        let (outcome, usage) = match delivered.usage {
+            Some(usage) => (Outcome::Settled, usage),
+            None => (Outcome::Estimated, self.estimate(delivered.estimated_completion)),
+        };
+        let charge = hold.terms.charge(&usage, hold.amount);
+        let charge = match charge {
+            Some(charge) if outcome == Outcome::Estimated && self.may_reason_unseen => {
+                Charge { charged: hold.amount, ..charge }
+            }
+            Some(charge) => charge,
+            // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
+            None => Charge { cost: Default::default(), charged: hold.amount, above_hold: MicroUsdc::ZERO },
+        };
+        if charge.above_hold > MicroUsdc::ZERO {
+            tracing::error!(
+                request = %hold.id, model = %hold.terms.model, above_hold_micro = charge.above_hold.get(),
+                "a request cost more than its hold; the operator bears the difference"
+            );
+            metrics::counter!("farebox_above_hold_micro_total")
+                .increment(u64::try_from(charge.above_hold.get()).unwrap_or_default());
+        }
+        let usage_raw = delivered.usage_raw;
+        let reason = match (reason, outcome) {
+            (Some(reason), _) => Some(reason.to_owned()),
+            (None, Outcome::Estimated) => Some("usage_missing".to_owned()),
+            (None, _) => None,
+        };
+        self.book(Ending { hold, outcome, reason, usage, usage_raw, charge }).await
+    }
+
+    /// Ends the hold without a charge.
+    async fn release(mut self, reason: &str) -> Option<Ended> {
+        let hold = self.hold.take()?;
+        self.book(Ending::released(hold, reason)).await
+    }
+
+    /// The whole prompt and what was delivered, within the bounds.
+    fn estimate(&self, completion: u64) -> Usage {
+        Usage {
+            prompt: self.bounds.estimated_prompt,
+            completion: completion.min(self.bounds.completion),
+            ..Usage::default()
+        }
+    }
+
+    /// Writes an end into the books, again and again while the database is away.
+    async fn book(&self, ending: Ending) -> Option<Ended> {
+        let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
+        let booked = self.tasks.spawn(async move { book_until_done(&ledger, &tasks, &ending).await });
+        tokio::time::timeout(SETTLE_WAIT, booked).await.ok()?.ok()?
+    }
+}
+
+async fn book_until_done(ledger: &Ledger, tasks: &Tasks, ending: &Ending) -> Option<Ended> {
+    loop {
+        match ledger.end(ending).await {
+            Ok(ended) => {
+                count_end(ending, &ended);
+                return Some(ended);
+            }
+            Err(LedgerError::Db(error)) => {
+                tracing::error!(request = %ending.hold.id, %error, "a hold's end is not booked yet");
+            }
+            Err(error) => {
+                tracing::error!(request = %ending.hold.id, %error, "a hold ended before, otherwise");
+                return None;
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(SETTLE_RETRY) => {}
+            () = tasks.aborted() => return None,
+        }
+    }
+}
+
+fn count_end(ending: &Ending, ended: &Ended) {
+    let hold = &ending.hold;
+    let labels = [("model", hold.terms.model.clone()), ("outcome", ending.outcome.as_str().to_owned())];
+    metrics::counter!("farebox_holds_ended_total", &labels).increment(1);
+    metrics::counter!("farebox_charged_micro_total", &labels)
+        .increment(u64::try_from(ended.charged.get()).unwrap_or_default());
+    metrics::counter!("farebox_tokens_total", "model" => hold.terms.model.clone(), "kind" => "prompt")
+        .increment(ending.usage.prompt);
+    metrics::counter!("farebox_tokens_total", "model" => hold.terms.model.clone(), "kind" => "completion")
+        .increment(ending.usage.completion);
+    tracing::info!(
+        request = %hold.id, wallet = %hold.wallet, model = %hold.terms.model,
+        outcome = ending.outcome.as_str(), reason = ending.reason, prompt = ending.usage.prompt,
+        completion = ending.usage.completion, charged_micro = ended.charged.get(), "hold ended"
+    );
+}
+
+impl Drop for OpenHold {
+    fn drop(&mut self) {
+        if let Some(hold) = self.hold.take() {
+            tracing::error!(request = %hold.id, "a hold was dropped without an end; it is released");
+            let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
+            let ending = Ending::released(hold, "gateway_error");
+            self.tasks.spawn(async move { book_until_done(&ledger, &tasks, &ending).await });
+        }
+    }
+}
+
+/// The last event of a stream that failed, in the shape of the API's errors.
+fn failure_event(error: &dyn std::fmt::Display) -> Bytes {
+    let body = serde_json::json!({
+        "error": {"message": error.to_string(), "type": "server_error", "code": "stream_failed", "param": null}
+    });
+    Event::from_data(body.to_string().as_bytes())
+}

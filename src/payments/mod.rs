@@ -1,0 +1,309 @@
+//! Payments: from a signed USDC authorization to a credit in the ledger, once.
+//!
+//! A payment is verified, written down, signed for by the relayer, broadcast, and credited from the
+//! chain's own logs. Every step is in the database before the next one needs it, so whoever picks a
+//! payment up, after a crash or on another node, goes on from where it stands.
+
+mod settle;
+mod store;
+mod verify;
+pub mod wire;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::chain::{Authorization, Chain, ChainError, TokenCheckError};
+use crate::clock::{Clock, Timestamp};
+use crate::config;
+use crate::db::{Db, DbError};
+use crate::id::Wallet;
+use crate::ledger::{Ledger, LedgerError};
+use crate::money::MicroUsdc;
+use crate::tasks::Tasks;
+use wire::{Payload, Reason};
+
+/// How long a request waits for its settlement; then it is told that it is pending.
+pub const SETTLEMENT_WAIT: Duration = Duration::from_secs(15);
+/// How often unfinished payments are picked up, and credited ones looked at for finality.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// Payments looked at in one sweep.
+const SWEEP_LIMIT: i64 = 500;
+/// A payment unfinished for longer than this is worth an operator's look.
+const SLOW_SECONDS: i64 = 600;
+
+/// One signed authorization and where it stands.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Payment {
+    pub id: i64,
+    pub authorization: Authorization,
+    pub value: MicroUsdc,
+    pub signature: Vec<u8>,
+    pub state: State,
+    /// The head when it was verified.
+    pub seen_block: i64,
+    pub tx_hash: Option<String>,
+    pub block_number: Option<i64>,
+    pub last_error: Option<String>,
+    pub created_at: Timestamp,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum State {
+    Verified,
+    Signed,
+    Broadcast,
+    Mined,
+    Credited,
+    Finalized,
+    Expired,
+    Cancelled,
+    Failed,
+    Reorged,
+}
+
+impl State {
+    const ALL: [Self; 10] = [
+        Self::Verified,
+        Self::Signed,
+        Self::Broadcast,
+        Self::Mined,
+        Self::Credited,
+        Self::Finalized,
+        Self::Expired,
+        Self::Cancelled,
+        Self::Failed,
+        Self::Reorged,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Verified => "verified",
+            Self::Signed => "signed",
+            Self::Broadcast => "broadcast",
+            Self::Mined => "mined",
+            Self::Credited => "credited",
+            Self::Finalized => "finalized",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Reorged => "reorged",
+        }
+    }
+
+    /// The word for it in the public API.
+    pub fn status(self) -> &'static str {
+        match self {
+            Self::Verified | Self::Signed | Self::Broadcast | Self::Mined => "pending",
+            Self::Credited => "credited",
+            Self::Finalized => "finalized",
+            Self::Expired | Self::Cancelled | Self::Failed => "failed",
+            Self::Reorged => "reversed",
+        }
+    }
+
+    pub fn is_credited(self) -> bool {
+        matches!(self, Self::Credited | Self::Finalized)
+    }
+}
+
+impl std::str::FromStr for State {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|state| state.as_str() == text).ok_or(())
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PaymentError {
+    /// The payer must change something: a reason that programs read and a sentence that people do.
+    #[error("{}: {sentence}", reason.code())]
+    Refused { reason: Reason, sentence: String },
+    /// With no amount asked for, the authorised value must lie within the bounds.
+    #[error("the authorised value is outside of what is taken")]
+    OutOfBounds,
+    /// Nothing was taken; the same payment can be sent again.
+    #[error("payments are not possible at the moment: {0}")]
+    Unavailable(String),
+    #[error(transparent)]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+impl From<ChainError> for PaymentError {
+    fn from(error: ChainError) -> Self {
+        Self::Unavailable(error.to_string())
+    }
+}
+
+fn refused(reason: Reason, sentence: impl Into<String>) -> PaymentError {
+    PaymentError::Refused { reason, sentence: sentence.into() }
+}
+
+/// What is known of the link to the chain.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ChainHealth {
+    Unchecked,
+    Ok,
+    Unreachable(String),
+    /// The token is not what the configuration says: no retry mends that.
+    Mismatch(String),
+}
+
+/// The payments part of the gateway. Cheap to clone.
+#[derive(Clone)]
+pub struct Payments(Arc<Parts>);
+
+struct Parts {
+    db: Db,
+    ledger: Ledger,
+    chain: Chain,
+    config: config::Payments,
+    clock: Clock,
+    tasks: Tasks,
+    health: Mutex<ChainHealth>,
+    /// Set once the chain and the token were seen to be what is configured.
+    token_checked: AtomicBool,
+    /// Payments being driven by this process; the value becomes true when one is at rest.
+    driven: Mutex<HashMap<i64, watch::Receiver<bool>>>,
+}
+
+impl Payments {
+    pub fn new(
+        db: Db,
+        ledger: Ledger,
+        config: config::Payments,
+        clock: Clock,
+        tasks: Tasks,
+    ) -> Result<Self, ChainError> {
+        let chain = Chain::new(&config)?;
+        Ok(Self(Arc::new(Parts {
+            db,
+            ledger,
+            chain,
+            config,
+            clock,
+            tasks,
+            health: Mutex::new(ChainHealth::Unchecked),
+            token_checked: AtomicBool::new(false),
+            driven: Mutex::default(),
+        })))
+    }
+
+    pub fn config(&self) -> &config::Payments {
+        &self.0.config
+    }
+
+    pub fn chain(&self) -> &Chain {
+        &self.0.chain
+    }
+
+    /// Looks at the chain, and at its token until that has been seen right once.
+    pub async fn check_chain(&self) -> ChainHealth {
+        let checked = if self.0.token_checked.load(Ordering::Acquire) {
+            self.0.chain.head().await.map(drop).map_err(TokenCheckError::from)
+        } else {
+            self.0.chain.check_token().await
+        };
+        let health = match checked {
+            Ok(()) => {
+                self.0.token_checked.store(true, Ordering::Release);
+                ChainHealth::Ok
+            }
+            Err(TokenCheckError::Chain(error)) => ChainHealth::Unreachable(error.to_string()),
+            Err(TokenCheckError::Mismatch(mismatch)) => ChainHealth::Mismatch(mismatch.to_string()),
+        };
+        *unpoisoned(&self.0.health) = health.clone();
+        health
+    }
+
+    /// What the last look at the chain found.
+    pub fn health(&self) -> ChainHealth {
+        unpoisoned(&self.0.health).clone()
+    }
+
+    /// Takes a payment: verifies it, settles it on the chain, credits its payer.
+    ///
+    /// With `amount` given the authorised value must equal it, else it must lie within the
+    /// configured bounds. Returns when the payment is at rest, or still pending after
+    /// [`SETTLEMENT_WAIT`]. The same payment at the same time or later is the same payment.
+    pub async fn pay(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<Payment, PaymentError> {
+        let value = self.check_terms(payload, amount)?;
+        let id = match self.find(payload).await? {
+            Some(known) => self.same_payment(payload, &known)?,
+            None => self.admit(payload, value).await?,
+        };
+        self.follow(id).await
+    }
+
+    /// A wallet's payments, newest first, older than `before`.
+    pub async fn of_wallet(
+        &self,
+        wallet: Wallet,
+        before: Option<i64>,
+        limit: i64,
+    ) -> Result<Vec<Payment>, PaymentError> {
+        Ok(store::of_wallet(&self.0.db, wallet, before, limit).await?)
+    }
+
+    /// Keeps the chain checked, unfinished payments moving and credited ones finalized.
+    pub async fn run(&self) {
+        loop {
+            self.check_chain().await;
+            if let Err(error) = self.sweep().await {
+                tracing::warn!(%error, "sweeping payments failed; it is tried again");
+            }
+            tokio::time::sleep(SWEEP_EVERY).await;
+        }
+    }
+
+    /// Payments by state, for the metrics.
+    pub async fn count_by_state(&self) -> Result<Vec<(String, i64)>, PaymentError> {
+        Ok(store::count_by_state(&self.0.db).await?)
+    }
+
+    /// How many payments have been unfinished for longer than they should.
+    pub async fn slow(&self) -> Result<i64, PaymentError> {
+        let before = self.0.clock.now().plus_seconds(-SLOW_SECONDS);
+        Ok(store::unfinished_since(&self.0.db, before).await?)
+    }
+
+    async fn find(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
+        let (from, nonce) = (payload.authorization.from, payload.authorization.nonce);
+        Ok(store::find(&self.0.db, self.chain_id(), self.asset(), from, nonce).await?)
+    }
+
+    /// Whether `payload` is the payment we know under its nonce.
+    fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<i64, PaymentError> {
+        if payload.authorization == known.authorization && payload.signature == known.signature {
+            return Ok(known.id);
+        }
+        Err(refused(
+            Reason::NonceAlreadyUsed,
+            "another authorization with this nonce was sent before: sign a new one with a fresh nonce",
+        ))
+    }
+
+    fn chain_id(&self) -> i64 {
+        i64::try_from(self.0.config.chain_id).unwrap_or(i64::MAX)
+    }
+
+    fn asset(&self) -> Wallet {
+        self.0.config.token.address
+    }
+}
+
+/// What the locks here guard is whole at every instant, so a panic elsewhere does not spoil it.
+fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Every payment that is credited, for comparing the books with the chain.
+pub async fn all_credited(tx: &mut crate::db::DbTx) -> Result<Vec<Payment>, DbError> {
+    store::all_credited(tx).await
+}
