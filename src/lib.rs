@@ -17,3 +17,13 @@ pub mod chain;
 pub mod payments;
 pub mod providers;
 pub mod metering;
+pub mod audit;
+pub mod app;
+pub mod telemetry;
+pub mod http;
+
+/// Makes ring the cryptography of every TLS connection. Must come before the first HTTP client.
+pub fn install_crypto() {
+    // A second installation is refused, and that is all the same: there is only one kind.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}

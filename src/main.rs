@@ -1,1 +1,172 @@
-fn main(){}
+//! The `farebox` program: reads the command line, starts, stops.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use axum::serve::ListenerExt as _;
+use clap::{Parser, Subcommand};
+use farebox::app::App;
+use farebox::audit;
+use farebox::chain::Chain;
+use farebox::clock::Clock;
+use farebox::config::{self, Config, DEFAULT_PATH, RELAYER_KEY};
+use farebox::db::{Access, Db};
+use farebox::id::Entropy;
+use farebox::{http, telemetry};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// How long requests and settlements may take to finish once the program is told to stop.
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(30);
+
+/// An AI gateway where the wallet is the account.
+#[derive(Parser)]
+#[command(name = "farebox", version, about, subcommand_required = false)]
+struct Cli {
+    /// The configuration file.
+    #[arg(long, global = true, default_value = DEFAULT_PATH, value_name = "FILE")]
+    config: PathBuf,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the API. This is the default.
+    Serve,
+    /// Write a commented farebox.toml and a fresh relayer key, and say what to do next.
+    Init,
+    /// Check the configuration and print what would be served, at which billed prices.
+    CheckConfig,
+    /// Recompute every invariant of the books and compare them with the chain. Exits 1 on drift.
+    Audit,
+}
+
+/// What ends the program, and the exit status it ends with.
+struct Failure {
+    status: u8,
+    message: String,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self { status: 2, message: error.to_string() }
+    }
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.command.unwrap_or(Command::Serve) {
+        Command::Serve => serve(&cli.config).await,
+        Command::Init => init(&cli.config),
+        Command::CheckConfig => check_config(&cli.config),
+        Command::Audit => run_audit(&cli.config).await,
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("farebox: {}", failure.message);
+            ExitCode::from(failure.status)
+        }
+    }
+}
+
+fn load(path: &Path) -> Result<Config, config::ConfigError> {
+    Config::load(path, &std::env::vars().collect())
+}
+
+async fn serve(path: &Path) -> Result<(), Failure> {
+    let config = load(path)?;
+    telemetry::start_logs(config.log_format);
+    let metrics = telemetry::start_metrics()?;
+    // Signals are caught from the first moment, also while the database is being opened.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let listener = listen(&config.listen).await?;
+    let metrics_listener = match config.metrics_listen.as_str() {
+        "" => None,
+        address => Some(listen(address).await?),
+    };
+    let app = App::start(config, Clock::System).await?;
+    if let Some(listener) = metrics_listener {
+        let router = http::metrics_router(metrics);
+        app.tasks.spawn_service(async move {
+            if let Err(error) = axum::serve(listener, router).await {
+                tracing::error!(%error, "serving metrics ended");
+            }
+        });
+    }
+    println!("farebox listens on http://{}", listener.local_addr()?);
+    std::io::stdout().flush()?;
+
+    let tasks = app.tasks.clone();
+    // An event of a stream goes out when it is written, not when a packet is full.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
+    let stopped = tasks.clone();
+    let server = axum::serve(listener, http::router(app.clone()))
+        .with_graceful_shutdown(async move { stopped.stopping().await });
+    let server = app.tasks.spawn(async move { server.await });
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("stopping: requests and settlements under way are finished first");
+    app.shut_down(SHUTDOWN_GRACE).await;
+    server.abort();
+    Ok(())
+}
+
+async fn listen(address: &str) -> Result<TcpListener, Failure> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|e| Failure { status: 2, message: format!("cannot listen on {address}: {e}") })
+}
+
+fn init(path: &Path) -> Result<(), Failure> {
+    if path.exists() {
+        let message = format!("{} is there already; it is left as it is", path.display());
+        return Err(Failure { status: 2, message });
+    }
+    std::fs::write(path, config::starter())?;
+    let key = Chain::generate_relayer_key(&Entropy);
+    println!(
+        "Wrote {path}.\n\n\
+         Next:\n\
+         1. In {path} set payments.pay_to to the address that shall receive USDC, and the providers and\n   \
+            models you serve.\n\
+         2. Export the secrets; they are read from the environment and kept in no file:\n\n     \
+            export {RELAYER_KEY}={key}\n     \
+            export OPENAI_API_KEY=…\n\n   \
+            The relayer key is fresh. Keep it, and send a little ETH on Base to its address, which pays\n   \
+            the gas of top-ups: {address}\n\
+         3. farebox check-config    says what would be served, and at which prices\n\
+         4. farebox                 serves",
+        path = path.display(),
+        key = key.secret,
+        address = key.address,
+    );
+    Ok(())
+}
+
+fn check_config(path: &Path) -> Result<(), Failure> {
+    print!("{}", config::summary(&load(path)?));
+    Ok(())
+}
+
+async fn run_audit(path: &Path) -> Result<(), Failure> {
+    let config = load(path)?;
+    let db = Db::open(&config.database_url, Access::Inspect).await?;
+    farebox::install_crypto();
+    let chain = Chain::new(&config.payments)?;
+    let report = audit::run(&db, Some((&chain, config.payments.pay_to))).await?;
+    print!("{report}");
+    if report.has_drift() {
+        return Err(Failure { status: 1, message: "the books do not agree with themselves or the chain".into() });
+    }
+    Ok(())
+}

@@ -110,6 +110,11 @@ impl PicoUsd {
         i64::try_from(div_ceil(scaled, BPS * PICO_PER_MICRO)).ok().map(MicroUsdc)
     }
 
+    /// As USD, exactly: up to twelve decimals.
+    pub fn to_usd(self) -> String {
+        decimal(self.0, 12)
+    }
+
     /// As USD rounded half away from zero to six decimals, for figures that are only shown.
     pub fn to_usd_rounded(self) -> String {
         let half = if self.0 < 0 { -PICO_PER_MICRO / 2 } else { PICO_PER_MICRO / 2 };

@@ -68,8 +68,14 @@ impl Keys {
         Ok((ApiKey { id, label, created_at: now, revoked_at: None }, SecretString::from(key)))
     }
 
-    pub async fn list(&self, wallet: Wallet) -> Result<Vec<ApiKey>, KeyError> {
-        Ok(store::keys_of(&self.db, wallet).await?)
+    /// A wallet's keys, revoked ones too, newest first, older than `before`.
+    pub async fn list(
+        &self,
+        wallet: Wallet,
+        before: Option<i64>,
+        limit: i64,
+    ) -> Result<Vec<ApiKey>, KeyError> {
+        Ok(store::keys_of(&self.db, wallet, before, limit).await?)
     }
 
     /// Revokes a key of this wallet; whether there is such a key.

@@ -66,8 +66,18 @@ pub async fn insert_key(
     Ok(id)
 }
 
-pub async fn keys_of(db: &Db, wallet: Wallet) -> Result<Vec<ApiKey>, DbError> {
-    let rows = db.rows("SELECT * FROM api_keys WHERE wallet = $1 ORDER BY id DESC", args![wallet]).await?;
+pub async fn keys_of(
+    db: &Db,
+    wallet: Wallet,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<ApiKey>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT * FROM api_keys WHERE wallet = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+            args![wallet, before.unwrap_or(i64::MAX), limit],
+        )
+        .await?;
     let read = |row: &DbRow| {
         Ok(ApiKey {
             id: row.int("id")?,

@@ -25,7 +25,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 pub use token::{Authorization, TokenDomain};
 
 use crate::config::Payments;
-use crate::id::Wallet;
+use crate::id::{Entropy, Wallet};
 use crate::money::MicroUsdc;
 use token::usdc;
 
@@ -113,6 +113,12 @@ pub struct Fees {
     pub max_priority_fee: u128,
 }
 
+/// A key and the account it is for.
+pub struct RelayerKey {
+    pub secret: String,
+    pub address: Wallet,
+}
+
 /// The link to one chain and one token on it, and the account that pays for gas.
 pub struct Chain {
     endpoints: Vec<RootProvider>,
@@ -140,6 +146,17 @@ impl Chain {
             domain: TokenDomain::new(&config.token, config.chain_id),
             relayer: relayer(&config.relayer_key)?,
         })
+    }
+
+    /// A fresh key for the account that pays for gas.
+    pub fn generate_relayer_key(entropy: &Entropy) -> RelayerKey {
+        loop {
+            // All but one in 2^128 of these are keys.
+            if let Ok(signer) = PrivateKeySigner::from_bytes(&entropy.bytes().into()) {
+                let secret = format!("{:#x}", signer.to_bytes());
+                return RelayerKey { secret, address: Wallet(signer.address()) };
+            }
+        }
     }
 
     pub fn chain_id(&self) -> u64 {

@@ -7,6 +7,8 @@
 
 mod store;
 
+pub use store::read_receipt;
+
 use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
@@ -19,6 +21,8 @@ use crate::pricing::{Charge, Terms, Usage};
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 /// … and is taken for dead when it has not for this long.
 const LEASE_SECONDS: i64 = 60;
+/// The reason on the receipt of a hold whose row was lost.
+pub const HOLD_LOST: &str = "hold_lost";
 /// Receipts and holds ended by one sweep; the next sweep takes the rest.
 const SWEEP_LIMIT: i64 = 500;
 
@@ -221,10 +225,13 @@ impl Ledger {
             };
         }
         let unlock = held.unwrap_or_default();
-        let charged = match held {
-            Some(_) => ending.charge.charged,
+        let (charged, reason) = match held {
+            Some(_) => (ending.charge.charged, ending.reason.clone()),
             // The hold is gone without an end: its row was lost with the database's last moments.
-            None => ending.charge.charged.min(store::locked_balance(tx, hold.wallet).await?.available()),
+            None => {
+                let available = store::locked_balance(tx, hold.wallet).await?.available();
+                (ending.charge.charged.min(available), Some(HOLD_LOST.to_owned()))
+            }
         };
         let now = self.clock.now();
         let change = store::Change { unlock, amount: negative(charged)? };
@@ -233,7 +240,7 @@ impl Ledger {
         } else {
             store::book(tx, hold.wallet, change, store::Kind::Charge, &hold.id, now).await?
         };
-        store::insert_receipt(tx, ending, charged, now).await?;
+        store::insert_receipt(tx, ending, charged, reason, now).await?;
         if ending.outcome != Outcome::Released {
             let revenue = charged.to_pico().checked_sub(ending.charge.cost).ok_or(LedgerError::OutOfRange)?;
             store::add_usage(tx, ending, charged, revenue).await?;

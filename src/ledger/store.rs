@@ -174,6 +174,7 @@ pub async fn insert_receipt(
     tx: &mut DbTx,
     ending: &Ending,
     charged: MicroUsdc,
+    reason: Option<String>,
     now: Timestamp,
 ) -> Result<(), DbError> {
     let hold = &ending.hold;
@@ -188,7 +189,7 @@ pub async fn insert_receipt(
             hold.api_key_id,
             hold.terms.model.as_str(),
             ending.outcome.as_str(),
-            ending.reason.clone(),
+            reason,
             hold.amount,
             charged,
             pico(ending.charge.cost)?,
@@ -330,7 +331,7 @@ fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
     })
 }
 
-pub(super) fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
+pub fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
     let tokens = |column| {
         u64::try_from(row.int(column)?).map_err(|_| DbError::Corrupt(format!("{column} below zero")))
     };

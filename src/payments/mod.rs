@@ -47,6 +47,8 @@ pub struct Payment {
     pub seen_block: i64,
     pub tx_hash: Option<String>,
     pub block_number: Option<i64>,
+    /// Of the token's `Transfer`, in that block.
+    pub log_index: Option<i64>,
     pub last_error: Option<String>,
     pub created_at: Timestamp,
 }

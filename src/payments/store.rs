@@ -307,6 +307,7 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
         seen_block: row.int("seen_block")?,
         tx_hash: row.text_or_null("tx_hash")?,
         block_number: row.int_or_null("block_number")?,
+        log_index: row.int_or_null("log_index")?,
         last_error: row.text_or_null("last_error")?,
         created_at: row.time("created_at_ms")?,
     })

@@ -1,0 +1,153 @@
+//! The gateway's parts, built and held together.
+
+use std::sync::Arc;
+
+use crate::auth::{Keys, Siwe};
+use crate::clock::{Clock, Timestamp};
+use crate::config::Config;
+use crate::db::{Access, Db, DbError};
+use crate::id::Entropy;
+use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
+use crate::metering::Metering;
+use crate::payments::{ChainHealth, Payments};
+use crate::providers::Providers;
+use crate::tasks::Tasks;
+
+/// How often gauges are brought up to date and stale nonces forgotten.
+const HOUSEKEEPING: std::time::Duration = std::time::Duration::from_secs(15);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("opening the database: {0}")]
+    Db(#[from] DbError),
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Chain(#[from] crate::chain::ChainError),
+    #[error("{0}")]
+    TokenMismatch(String),
+    #[error("building the HTTP client: {0}")]
+    Client(#[from] reqwest::Error),
+}
+
+/// Everything a request handler can ask for. Cheap to clone.
+#[derive(Clone)]
+pub struct App(Arc<Parts>);
+
+pub struct Parts {
+    pub config: Config,
+    pub clock: Clock,
+    pub entropy: Entropy,
+    pub tasks: Tasks,
+    pub db: Db,
+    pub ledger: Ledger,
+    pub payments: Payments,
+    pub siwe: Siwe,
+    pub keys: Keys,
+    pub metering: Metering,
+    pub started_at: Timestamp,
+}
+
+impl std::ops::Deref for App {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl App {
+    /// Builds the gateway. The database must be there; the chain need not.
+    pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
+        crate::install_crypto();
+        let entropy = Entropy;
+        let tasks = Tasks::default();
+        let db = Db::open(&config.database_url, Access::Serve).await?;
+        let node = hex::encode(entropy.bytes::<8>());
+        let ledger = Ledger::new(db.clone(), clock.clone(), node);
+        ledger.renew_lease().await?;
+        let payments =
+            Payments::new(db.clone(), ledger.clone(), config.payments.clone(), clock.clone(), tasks.clone())?;
+        if let ChainHealth::Mismatch(why) = payments.check_chain().await {
+            return Err(StartError::TokenMismatch(why));
+        }
+        let providers = Providers::new(&config.providers)?;
+        let metering =
+            Metering::new(ledger.clone(), providers, clock.clone(), tasks.clone(), config.markup);
+        let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth);
+        let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
+        let started_at = clock.now();
+        let app = Self(Arc::new(Parts {
+            config,
+            clock,
+            entropy,
+            tasks,
+            db,
+            ledger,
+            payments,
+            siwe,
+            keys,
+            metering,
+            started_at,
+        }));
+        app.run_services();
+        Ok(app)
+    }
+
+    fn run_services(&self) {
+        let app = self.clone();
+        self.tasks.spawn_service(async move { app.payments.run().await });
+        let app = self.clone();
+        self.tasks.spawn_service(async move {
+            loop {
+                if let Err(error) = app.keep_holds().await {
+                    tracing::warn!(%error, "renewing the lease or sweeping holds failed; it is tried again");
+                }
+                tokio::time::sleep(LEASE_RENEWAL).await;
+            }
+        });
+        let app = self.clone();
+        self.tasks.spawn_service(async move {
+            loop {
+                app.keep_house().await;
+                tokio::time::sleep(HOUSEKEEPING).await;
+            }
+        });
+    }
+
+    /// Says that this node lives, and releases what dead ones left.
+    async fn keep_holds(&self) -> Result<(), LedgerError> {
+        self.ledger.renew_lease().await?;
+        let released = self.ledger.sweep().await?;
+        if released > 0 {
+            tracing::warn!(released, "released holds of a gateway that is no more");
+        }
+        Ok(())
+    }
+
+    async fn keep_house(&self) {
+        if let Err(error) = self.siwe.forget_stale().await {
+            tracing::warn!(%error, "forgetting stale nonces failed; it is tried again");
+        }
+        if let Err(error) = crate::telemetry::update_gauges(self).await {
+            tracing::warn!(%error, "bringing the gauges up to date failed; it is tried again");
+        }
+    }
+
+    /// Lets work finish, for as long as `grace`; what is left then ends at once, and is booked.
+    pub async fn shut_down(&self, grace: std::time::Duration) {
+        self.tasks.stop();
+        if tokio::time::timeout(grace, self.tasks.idle()).await.is_err() {
+            tracing::warn!("work is still under way; it ends now");
+            self.tasks.abort();
+            let _ = tokio::time::timeout(LAST_GRACE, self.tasks.idle()).await;
+        }
+        if let Err(error) = self.ledger.drop_lease().await {
+            tracing::warn!(%error, "the lease was not given back; it will run out");
+        }
+        self.db.close().await;
+    }
+}
+
+/// For settling what was cut off.
+const LAST_GRACE: std::time::Duration = std::time::Duration::from_secs(5);

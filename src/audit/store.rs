@@ -1,0 +1,148 @@
+//! The audit's SQL: each statement selects what contradicts an invariant, and so should select nothing.
+
+use crate::db::{DbError, DbTx, args};
+use crate::ledger::{Receipt, read_receipt};
+use crate::money::MicroUsdc;
+
+/// Receipts read at a time.
+const PAGE: i64 = 1000;
+
+pub struct Check {
+    pub name: &'static str,
+    /// What is counted by `count`.
+    pub of: &'static str,
+    count: &'static str,
+    /// Selects a text `what` for each contradiction.
+    at_odds: &'static str,
+}
+
+pub struct AtOdds {
+    pub looked_at: i64,
+    pub rows: Vec<String>,
+}
+
+pub const CHECKS: &[Check] = &[
+    Check {
+        name: "entries have two sides that sum to zero",
+        of: "entries",
+        count: "SELECT COUNT(*) AS n FROM entries",
+        at_odds: "SELECT wallet || ' entry ' || seq AS what FROM entries
+                  WHERE amount_micro + contra_micro <> 0 OR amount_micro = 0",
+    },
+    Check {
+        name: "entries follow one another without a gap",
+        of: "entries",
+        count: "SELECT COUNT(*) AS n FROM entries",
+        at_odds: "SELECT wallet || ' entry ' || seq AS what FROM (
+                      SELECT wallet, seq, amount_micro, balance_before_micro, balance_after_micro,
+                             LAG(seq, 1, 0) OVER (PARTITION BY wallet ORDER BY seq) AS previous_seq,
+                             LAG(balance_after_micro, 1, 0) OVER (PARTITION BY wallet ORDER BY seq) AS previous
+                      FROM entries) e
+                  WHERE seq <> previous_seq + 1 OR balance_before_micro <> previous
+                     OR balance_after_micro <> balance_before_micro + amount_micro",
+    },
+    Check {
+        name: "balance >= locked >= 0",
+        of: "wallets",
+        count: "SELECT COUNT(*) AS n FROM wallets",
+        at_odds: "SELECT address AS what FROM wallets WHERE locked_micro < 0 OR balance_micro < locked_micro",
+    },
+    Check {
+        name: "balance = the sum of the wallet's entries",
+        of: "wallets",
+        count: "SELECT COUNT(*) AS n FROM wallets",
+        at_odds: "SELECT w.address || ' has ' || w.balance_micro || ', entries say ' || COALESCE(e.total, 0) AS what
+                  FROM wallets w LEFT JOIN (
+                      SELECT wallet, CAST(SUM(amount_micro) AS BIGINT) AS total, COUNT(*) AS entries
+                      FROM entries GROUP BY wallet) e ON e.wallet = w.address
+                  WHERE w.balance_micro <> COALESCE(e.total, 0) OR w.seq <> COALESCE(e.entries, 0)",
+    },
+    Check {
+        name: "locked = the sum of the wallet's open holds",
+        of: "open holds",
+        count: "SELECT COUNT(*) AS n FROM holds",
+        at_odds: "SELECT w.address || ' has ' || w.locked_micro || ' locked, holds say ' || COALESCE(h.total, 0) AS what
+                  FROM wallets w LEFT JOIN (
+                      SELECT wallet, CAST(SUM(amount_micro) AS BIGINT) AS total FROM holds GROUP BY wallet
+                  ) h ON h.wallet = w.address
+                  WHERE w.locked_micro <> COALESCE(h.total, 0)",
+    },
+    Check {
+        name: "a hold ends at most once",
+        of: "receipts",
+        count: "SELECT COUNT(*) AS n FROM receipts",
+        at_odds: "SELECT h.id || ' is open and ended' AS what FROM holds h JOIN receipts r ON r.id = h.id
+                  UNION ALL
+                  SELECT id || ' charged ' || charged_micro || ' of ' || hold_micro AS what FROM receipts
+                  WHERE charged_micro > hold_micro OR charged_micro < 0
+                     OR (outcome = 'released' AND charged_micro <> 0)",
+    },
+    Check {
+        name: "each charge has its receipt, each receipt its charge",
+        of: "charges",
+        count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'charge'",
+        at_odds: "SELECT r.id || ' charged without an entry' AS what
+                  FROM receipts r LEFT JOIN entries e
+                    ON e.kind = 'charge' AND e.reference = r.id AND e.wallet = r.wallet
+                   AND e.amount_micro = -r.charged_micro
+                  WHERE r.charged_micro > 0 AND e.reference IS NULL
+                  UNION ALL
+                  SELECT e.reference || ' charged without a receipt' AS what
+                  FROM entries e LEFT JOIN receipts r ON r.id = e.reference AND r.charged_micro > 0
+                  WHERE e.kind = 'charge' AND r.id IS NULL",
+    },
+    Check {
+        name: "each credit has its payment, each payment its credit",
+        of: "credits",
+        count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'topup'",
+        at_odds: "SELECT 'payment ' || p.id || ' credited without an entry' AS what
+                  FROM payments p LEFT JOIN entries e
+                    ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.from_wallet
+                   AND e.amount_micro = p.value_micro
+                  WHERE p.state IN ('credited', 'finalized') AND e.reference IS NULL
+                  UNION ALL
+                  SELECT 'entry of payment ' || e.reference || ' without a credited payment' AS what
+                  FROM entries e LEFT JOIN payments p
+                    ON CAST(p.id AS TEXT) = e.reference AND p.state IN ('credited', 'finalized')
+                  WHERE e.kind = 'topup' AND p.id IS NULL",
+    },
+    Check {
+        name: "usage totals = the sums of receipts",
+        of: "totals",
+        count: "SELECT COUNT(*) AS n FROM usage_totals",
+        at_odds: "SELECT u.wallet || ' key ' || u.api_key_id AS what
+                  FROM usage_totals u LEFT JOIN (
+                      SELECT wallet, COALESCE(api_key_id, 0) AS api_key_id, COUNT(*) AS requests,
+                             CAST(SUM(prompt_tokens) AS BIGINT) AS prompt,
+                             CAST(SUM(completion_tokens) AS BIGINT) AS completion,
+                             CAST(SUM(charged_micro) AS BIGINT) AS charged,
+                             CAST(SUM(charged_micro * 1000000 - cost_pico) AS BIGINT) AS revenue
+                      FROM receipts WHERE outcome <> 'released' GROUP BY wallet, COALESCE(api_key_id, 0)
+                  ) r ON r.wallet = u.wallet AND r.api_key_id = u.api_key_id
+                  WHERE u.request_count <> COALESCE(r.requests, 0)
+                     OR u.prompt_tokens <> COALESCE(r.prompt, 0)
+                     OR u.completion_tokens <> COALESCE(r.completion, 0)
+                     OR u.charged_micro <> COALESCE(r.charged, 0)
+                     OR u.revenue_pico <> COALESCE(r.revenue, 0)",
+    },
+];
+
+pub async fn at_odds(tx: &mut DbTx, check: &Check) -> Result<AtOdds, DbError> {
+    let counted = tx.row(check.count, args![]).await?;
+    let looked_at = counted.map_or(Ok(0), |row| row.int("n"))?;
+    let rows = tx.rows(check.at_odds, args![]).await?;
+    let rows = rows.iter().map(|row| row.text("what")).collect::<Result<_, _>>()?;
+    Ok(AtOdds { looked_at, rows })
+}
+
+/// The next receipts by id.
+pub async fn receipts_after(tx: &mut DbTx, after: &str) -> Result<Vec<Receipt>, DbError> {
+    let sql = "SELECT * FROM receipts WHERE id > $1 ORDER BY id LIMIT $2";
+    tx.rows(sql, args![after, PAGE]).await?.iter().map(read_receipt).collect()
+}
+
+/// What all wallets together are owed.
+pub async fn owed(tx: &mut DbTx) -> Result<MicroUsdc, DbError> {
+    let sql = "SELECT CAST(COALESCE(SUM(balance_micro), 0) AS BIGINT) AS owed FROM wallets";
+    tx.row(sql, args![]).await?.map_or(Ok(MicroUsdc::ZERO), |row| row.micro("owed"))
+}

@@ -1,0 +1,217 @@
+//! Every error a client can see, in the OpenAI shape, and the one place where modules' errors
+//! become one. What is internal is logged here and not shown.
+
+use axum::http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+use serde_json::json;
+
+use crate::auth::{KeyError, SiweError};
+use crate::db::DbError;
+use crate::formats::chat::BadRequest;
+use crate::ledger::LedgerError;
+use crate::metering::MeteringError;
+use crate::payments::PaymentError;
+use crate::providers::UpstreamError;
+
+/// An answer that is an error: `{"error":{"message","type","code","param"}}`.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    param: Option<String>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl ApiError {
+    pub fn new(status: StatusCode, code: &'static str, message: impl Into<String>) -> Self {
+        Self { status, code, message: message.into(), param: None, headers: Vec::new() }
+    }
+
+    pub fn invalid(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    pub fn unauthorized(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, code, message)
+            .with_header(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))
+    }
+
+    pub fn not_found(code: &'static str, message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, code, message)
+    }
+
+    /// Something of ours failed. `cause` is logged; the client is told to come back.
+    pub fn unavailable(cause: &dyn std::fmt::Display) -> Self {
+        tracing::error!(%cause, "a request failed");
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "unavailable",
+            "the gateway cannot serve this at the moment; nothing was charged: try again shortly",
+        )
+        .with_header(RETRY_AFTER, HeaderValue::from_static("1"))
+    }
+
+    pub fn with_param(mut self, param: impl Into<String>) -> Self {
+        self.param = Some(param.into());
+        self
+    }
+
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    fn kind(&self) -> &'static str {
+        match self.status.as_u16() {
+            401 => "authentication_error",
+            402 => "billing_error",
+            403 => "permission_error",
+            429 => "rate_limit_error",
+            500.. => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({
+            "error": {
+                "message": self.message, "type": self.kind(), "code": self.code, "param": self.param,
+            }
+        });
+        let mut response = super::json(self.status, &body);
+        response.headers_mut().extend(self.headers);
+        response
+    }
+}
+
+impl From<BadRequest> for ApiError {
+    fn from(error: BadRequest) -> Self {
+        let api = Self::invalid(error.code, error.message);
+        match error.param {
+            Some(param) => api.with_param(param),
+            None => api,
+        }
+    }
+}
+
+impl From<DbError> for ApiError {
+    fn from(error: DbError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<LedgerError> for ApiError {
+    fn from(error: LedgerError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<KeyError> for ApiError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::LabelTooLong | KeyError::LabelNotText => {
+                Self::invalid("invalid_label", error.to_string()).with_param("label")
+            }
+            KeyError::TooMany(_) => Self::new(StatusCode::CONFLICT, "too_many_keys", error.to_string()),
+            KeyError::Db(cause) => cause.into(),
+        }
+    }
+}
+
+impl From<SiweError> for ApiError {
+    fn from(error: SiweError) -> Self {
+        let code = match &error {
+            SiweError::Malformed(_) => "siwe_malformed",
+            SiweError::MalformedSignature => "siwe_signature_malformed",
+            SiweError::Domain { .. } => "siwe_wrong_domain",
+            SiweError::Uri { .. } => "siwe_wrong_uri",
+            SiweError::Chain { .. } => "siwe_wrong_chain",
+            SiweError::Stale => "siwe_stale",
+            SiweError::IssuedInTheFuture => "siwe_issued_in_future",
+            SiweError::Expired => "siwe_expired",
+            SiweError::NotYetValid => "siwe_not_yet_valid",
+            SiweError::Signature(_) => "siwe_wrong_signature",
+            SiweError::NonceUsed => "siwe_nonce_used",
+            SiweError::NonceIsForReading => "siwe_nonce_for_reading",
+            SiweError::Db(cause) => return Self::unavailable(cause),
+        };
+        if error.is_malformed() {
+            Self::invalid(code, error.to_string())
+        } else {
+            Self::unauthorized(code, error.to_string())
+        }
+    }
+}
+
+impl From<UpstreamError> for ApiError {
+    fn from(error: UpstreamError) -> Self {
+        let message = error.to_string();
+        let bad_gateway = |code| Self::new(StatusCode::BAD_GATEWAY, code, format!("{message}: nothing was charged"));
+        match error {
+            UpstreamError::RateLimited { retry_after } => {
+                let seconds = retry_after.and_then(|value| HeaderValue::try_from(value).ok());
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limited", format!("{message}: try again later"))
+                    .with_header(RETRY_AFTER, seconds.unwrap_or(HeaderValue::from_static("5")))
+            }
+            UpstreamError::BadRequest { status, .. } => {
+                let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
+                Self::new(status, "upstream_bad_request", message)
+            }
+            UpstreamError::Silent => {
+                Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", format!("{message}: nothing was charged"))
+            }
+            UpstreamError::Refused { .. } => bad_gateway("upstream_refused"),
+            UpstreamError::Unreachable => bad_gateway("upstream_unreachable"),
+            UpstreamError::Nonsense => bad_gateway("upstream_invalid_answer"),
+            UpstreamError::BrokeOff => bad_gateway("upstream_broke_off"),
+        }
+    }
+}
+
+/// Without [`MeteringError::Insufficient`], whose answer quotes a top-up: see `http::chat`.
+impl From<MeteringError> for ApiError {
+    fn from(error: MeteringError) -> Self {
+        match error {
+            MeteringError::Insufficient { .. } => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", error.to_string())
+            }
+            MeteringError::Unpriceable => Self::invalid("unpriceable", "the request cannot be priced: ask for less"),
+            MeteringError::Upstream(error) => error.into(),
+            MeteringError::Ledger(error) => error.into(),
+            MeteringError::SettlementLate => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "settlement_late",
+                "the answer could not be settled in time; its receipt will show the charge",
+            )
+            .with_header(RETRY_AFTER, HeaderValue::from_static("5")),
+            MeteringError::Stopping => Self::unavailable(&error),
+        }
+    }
+}
+
+/// Without [`PaymentError::Refused`], whose answer is x402's: see `http::topup`.
+impl From<PaymentError> for ApiError {
+    fn from(error: PaymentError) -> Self {
+        match error {
+            PaymentError::Refused { .. } => {
+                Self::new(StatusCode::PAYMENT_REQUIRED, "payment_refused", error.to_string())
+            }
+            PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
+            PaymentError::Unavailable(cause) => {
+                tracing::warn!(cause, "a payment could not be taken");
+                Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "payments_unavailable",
+                    "payments are not possible at the moment and nothing was taken: send the same payment again shortly",
+                )
+                .with_header(RETRY_AFTER, HeaderValue::from_static("5"))
+            }
+            PaymentError::Db(cause) => cause.into(),
+            PaymentError::Ledger(cause) => cause.into(),
+        }
+    }
+}

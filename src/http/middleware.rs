@@ -1,0 +1,97 @@
+//! What happens around every request: its id, one line in the log, counters, CORS, cache headers.
+
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, REFERRER_POLICY, RETRY_AFTER};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
+use axum::routing::get;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
+
+use crate::app::App;
+use crate::http::extract::RequestId;
+use crate::http::names;
+
+/// How long a browser may remember a preflight's answer.
+const PREFLIGHT_SECONDS: u64 = 7200;
+
+/// What a browser's script may read of every answer.
+const EXPOSED: [HeaderName; 10] = [
+    names::PAYMENT_REQUIRED,
+    names::PAYMENT_RESPONSE,
+    names::X_PAYMENT_RESPONSE,
+    RETRY_AFTER,
+    names::X_REQUEST_ID,
+    names::X_CHARGED_USDC,
+    names::X_BALANCE_USDC,
+    names::X_RATELIMIT_LIMIT,
+    names::X_RATELIMIT_REMAINING,
+    names::X_RATELIMIT_RESET,
+];
+
+pub fn wrap(router: Router<App>, app: &App) -> Router<App> {
+    router.layer(from_fn_with_state(app.clone(), around)).layer(cors(&app.config.cors_origins))
+}
+
+fn cors(origins: &[String]) -> CorsLayer {
+    let origin = if origins.is_empty() {
+        AllowOrigin::any()
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|origin| HeaderValue::from_str(origin).ok()))
+    };
+    CorsLayer::new()
+        .allow_origin(origin)
+        .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::DELETE, Method::PATCH]))
+        // SDKs send many of their own; what they may send is what they ask to.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers(EXPOSED)
+        .max_age(Duration::from_secs(PREFLIGHT_SECONDS))
+}
+
+async fn around(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = app.entropy.request_id();
+    request.extensions_mut().insert(RequestId(id.clone()));
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let route = route.unwrap_or_else(|| "unknown".into());
+    // Only a signed message in the query makes a URL a secret.
+    let signed_url = request.uri().query().is_some_and(|query| query.contains("signature="));
+
+    let mut response = next.run(request).await;
+
+    let headers = response.headers_mut();
+    if let Ok(id) = HeaderValue::from_str(&id) {
+        headers.insert(names::X_REQUEST_ID, id);
+    }
+    if signed_url {
+        headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    }
+    let status = response.status();
+    if signed_url || status == StatusCode::PAYMENT_REQUIRED {
+        response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    let elapsed = started.elapsed();
+    let labels = [
+        ("method", method.as_str().to_owned()),
+        ("route", route.clone()),
+        ("status", status.as_u16().to_string()),
+    ];
+    metrics::counter!("farebox_http_requests_total", &labels).increment(1);
+    metrics::histogram!("farebox_http_request_seconds", "route" => route.clone()).record(elapsed);
+    // The route and not the path: paths hold wallets, queries hold signatures.
+    tracing::info!(
+        request = %id, %method, route, status = status.as_u16(),
+        ms = u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX), "request"
+    );
+    response
+}
+
+/// Serves the Prometheus text format, on a listener of its own.
+pub fn metrics_router(handle: PrometheusHandle) -> Router {
+    Router::new().route("/metrics", get(move || std::future::ready(handle.render())))
+}

@@ -1,0 +1,151 @@
+//! The public API: parsing at the edge, rendering at the end, nothing of substance between.
+
+mod chat;
+mod error;
+mod extract;
+mod keys;
+mod middleware;
+mod requests;
+mod status;
+mod topup;
+mod usage;
+
+use axum::Router;
+use axum::body::Body;
+use axum::handler::Handler;
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::response::Response;
+use axum::routing::{MethodFilter, on};
+use serde::Serialize;
+
+use crate::app::App;
+
+pub use error::ApiError;
+pub use middleware::metrics_router;
+
+/// What a route asks of its caller.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Access {
+    Public,
+    /// A payment, which authorizes itself.
+    X402,
+    ApiKey,
+    /// An API key, or a wallet's signature.
+    KeyOrSiwe,
+    Siwe,
+}
+
+/// All routes, a line each.
+fn routes() -> Routes {
+    Routes::default()
+        .get("/health", Access::Public, status::health)
+        .get("/ready", Access::Public, status::ready)
+        .get("/v1/status", Access::Public, status::status)
+        .get("/v1/models", Access::Public, status::models)
+        .post("/v1/topup", Access::X402, topup::topup)
+        .get("/v1/topups/{wallet}", Access::KeyOrSiwe, topup::list)
+        .post("/v1/auth/keys", Access::Siwe, keys::create)
+        .get("/v1/auth/keys", Access::Siwe, keys::list)
+        .delete("/v1/auth/keys/{key_id}", Access::Siwe, keys::revoke)
+        .post("/v1/chat/completions", Access::ApiKey, chat::completions)
+        .get("/v1/usage/{wallet}", Access::KeyOrSiwe, usage::usage)
+        .get("/v1/requests", Access::KeyOrSiwe, requests::list)
+        .get("/v1/requests/{id}", Access::KeyOrSiwe, requests::get)
+}
+
+/// The gateway as a service.
+pub fn router(app: App) -> Router {
+    let router = routes()
+        .router
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed);
+    middleware::wrap(router, &app).with_state(app)
+}
+
+/// Every route with what it asks of its caller, for the test that compares the two.
+pub fn route_table() -> Vec<(Method, &'static str, Access)> {
+    routes().table
+}
+
+#[derive(Default)]
+struct Routes {
+    router: Router<App>,
+    table: Vec<(Method, &'static str, Access)>,
+}
+
+impl Routes {
+    fn get<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {
+        self.add(Method::GET, MethodFilter::GET, path, access, handler)
+    }
+
+    fn post<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {
+        self.add(Method::POST, MethodFilter::POST, path, access, handler)
+    }
+
+    fn delete<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {
+        self.add(Method::DELETE, MethodFilter::DELETE, path, access, handler)
+    }
+
+    fn add<T: 'static>(
+        mut self,
+        method: Method,
+        filter: MethodFilter,
+        path: &'static str,
+        access: Access,
+        handler: impl Handler<T, App>,
+    ) -> Self {
+        self.table.push((method, path, access));
+        Self { router: self.router.route(path, on(filter, handler)), ..self }
+    }
+}
+
+async fn not_found() -> ApiError {
+    ApiError::not_found("not_found", "there is nothing at this path: the API is under /v1/")
+}
+
+async fn method_not_allowed() -> ApiError {
+    let message = "this path does not take that method: see the Allow header";
+    ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", message)
+}
+
+/// A JSON answer.
+fn json(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => json_bytes(status, body),
+        // None of our answers can fail to serialize; should one, the status says so.
+        Err(_) => json_bytes(StatusCode::INTERNAL_SERVER_ERROR, Vec::new()),
+    }
+}
+
+fn json_bytes(status: StatusCode, body: impl Into<Body>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+/// Sets a header whose value is made of characters that every header may hold.
+fn set_header(response: &mut Response, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+/// The headers that are ours and x402's.
+mod names {
+    use axum::http::HeaderName;
+
+    pub const PAYMENT_REQUIRED: HeaderName = HeaderName::from_static("payment-required");
+    pub const PAYMENT_RESPONSE: HeaderName = HeaderName::from_static("payment-response");
+    pub const X_PAYMENT_RESPONSE: HeaderName = HeaderName::from_static("x-payment-response");
+    pub const PAYMENT_SIGNATURE: HeaderName = HeaderName::from_static("payment-signature");
+    pub const X_PAYMENT: HeaderName = HeaderName::from_static("x-payment");
+    pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+    pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+    pub const X_CHARGED_USDC: HeaderName = HeaderName::from_static("x-charged-usdc");
+    pub const X_BALANCE_USDC: HeaderName = HeaderName::from_static("x-balance-usdc");
+    pub const X_RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+    pub const X_RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+    pub const X_RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+}

@@ -1,0 +1,110 @@
+//! What anyone may ask: is it up, what does it take, what does it sell.
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::Response;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::http::json;
+use crate::payments::ChainHealth;
+use crate::pricing::Offer;
+
+pub async fn health() -> Response {
+    json(StatusCode::OK, &json!({"status": "ok"}))
+}
+
+/// Ready for requests with an API key: only the database must be there for those.
+pub async fn ready(State(app): State<App>) -> Response {
+    let database = app.db.ping().await;
+    let journal = match app.payments.slow().await {
+        Ok(0) => "ok".to_owned(),
+        Ok(slow) => format!("{slow} payments have been unfinished for more than 10 minutes"),
+        Err(_) => "cannot be read".to_owned(),
+    };
+    let chain = match app.payments.health() {
+        ChainHealth::Ok => "ok".to_owned(),
+        ChainHealth::Unchecked => "not checked yet".to_owned(),
+        ChainHealth::Unreachable(why) | ChainHealth::Mismatch(why) => why,
+    };
+    let all_ok = database.is_ok() && journal == "ok" && chain == "ok";
+    let serving = database.is_ok() && !app.tasks.is_stopping();
+    let body = json!({
+        "status": if all_ok { "ready" } else { "degraded" },
+        "checks": {
+            "database": if database.is_ok() { "ok" } else { "does not answer" },
+            "chain": chain,
+            "journal": journal,
+        },
+    });
+    json(if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+/// What an agent needs to know before it pays.
+pub async fn status(State(app): State<App>) -> Response {
+    let payments = &app.config.payments;
+    let up = app.payments.health() == ChainHealth::Ok;
+    let body = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "network": payments.network(),
+        "asset": payments.token.address.to_string(),
+        "asset_name": payments.token.name,
+        "asset_decimals": 6,
+        "pay_to": payments.pay_to.to_string(),
+        "markup_bps": app.config.markup.get(),
+        "min_topup_usd": payments.min_topup.to_usd(),
+        "max_topup_usd": payments.max_topup.to_usd(),
+        "payments": if up { "ok" } else { "unavailable" },
+    });
+    json(StatusCode::OK, &body)
+}
+
+/// A model as `GET /v1/models` lists it. The names are uneven; clients exist.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Model<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: i64,
+    #[serde(rename = "owned_by")]
+    owned_by: &'a str,
+    name: &'a str,
+    provider: &'a str,
+    context_length: u64,
+    max_output_tokens: u64,
+    /// USD per million, at cost: a decimal written as a JSON number.
+    #[serde(rename = "promptPricePer1MTokens")]
+    prompt_price: Box<RawValue>,
+    #[serde(rename = "completionPricePer1M")]
+    completion_price: Box<RawValue>,
+    /// USD per million, as billed.
+    pricing: Value,
+}
+
+pub async fn models(State(app): State<App>) -> Response {
+    let markup = app.config.markup;
+    let row = |offer: &'_ std::sync::Arc<Offer>| -> Option<Value> {
+        let prices = &offer.prices;
+        let model = Model {
+            id: &offer.id,
+            object: "model",
+            created: if offer.created > 0 { offer.created } else { app.started_at.seconds() },
+            owned_by: &offer.provider,
+            name: offer.name(),
+            provider: &offer.provider,
+            context_length: offer.context_length,
+            max_output_tokens: offer.max_output_tokens,
+            prompt_price: RawValue::from_string(prices.prompt.to_usd_per_million()).ok()?,
+            completion_price: RawValue::from_string(prices.completion.to_usd_per_million()).ok()?,
+            pricing: json!({
+                "prompt": prices.prompt.to_billed_usd_per_million(markup),
+                "completion": prices.completion.to_billed_usd_per_million(markup),
+            }),
+        };
+        serde_json::to_value(model).ok()
+    };
+    let data: Vec<_> = app.config.catalog.iter().filter_map(row).collect();
+    json(StatusCode::OK, &json!({"object": "list", "data": data}))
+}

@@ -1,0 +1,208 @@
+//! `POST /v1/topup` (x402) and the history of top-ups.
+
+use axum::extract::{Path, Query, State};
+use axum::http::header::{HeaderValue, RETRY_AFTER};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use serde_json::{Value, json};
+
+use crate::app::App;
+use crate::http::extract::{Page, RawBody, Reader, wallet_in_path};
+use crate::http::{ApiError, json, names, set_header};
+use crate::money::MicroUsdc;
+use crate::payments::wire::{Payload, Reason, Requirement, SettlementResponse, encode_header};
+use crate::payments::{Payment, PaymentError};
+
+#[derive(Deserialize)]
+pub struct Dialect {
+    /// `1`: the 402's body is strict x402 v1.
+    x402: Option<String>,
+}
+
+pub async fn topup(
+    State(app): State<App>,
+    Query(dialect): Query<Dialect>,
+    headers: HeaderMap,
+    RawBody(body): RawBody,
+) -> Result<Response, ApiError> {
+    let amount = requested_amount(&app, &body)?;
+    let strict_v1 = dialect.x402.as_deref() == Some("1");
+    let Some(header) = payment_header(&headers)? else {
+        let amount = amount.ok_or_else(|| invalid_amount(&app))?;
+        return Ok(payment_required(&app, amount, strict_v1, None));
+    };
+    let payload = Payload::parse(header).map_err(|e| ApiError::invalid("invalid_payload", e.to_string()))?;
+    match app.payments.pay(&payload, amount).await {
+        Ok(payment) => report(&app, &payment, amount, strict_v1).await,
+        Err(PaymentError::Refused { reason, sentence }) => {
+            let amount = amount.unwrap_or(app.config.payments.min_topup);
+            Ok(payment_required(&app, amount, strict_v1, Some((reason, sentence))))
+        }
+        Err(PaymentError::OutOfBounds) => Err(invalid_amount(&app)),
+        Err(other) => Err(other.into()),
+    }
+}
+
+pub async fn list(
+    State(app): State<App>,
+    Path(wallet): Path<String>,
+    reader: Reader,
+    page: Page,
+) -> Result<Response, ApiError> {
+    let wallet = wallet_in_path(&wallet)?;
+    reader.check(wallet)?;
+    let before = page.parse_cursor(|cursor| cursor.parse().ok())?;
+    let mut payments = app.payments.of_wallet(wallet, before, page.rows()).await?;
+    let next_cursor = page.cut(&mut payments, |payment| payment.id.to_string());
+    let row = |payment: &Payment| {
+        json!({
+            "id": payment.id,
+            "amount_usdc": payment.value.get(),
+            "status": payment.state.status(),
+            "tx_hash": payment.tx_hash,
+            "created_at": payment.created_at.rfc3339(),
+        })
+    };
+    let body = json!({
+        "wallet": wallet.to_string(),
+        "network": app.config.payments.network(),
+        "topups": payments.iter().map(row).collect::<Vec<_>>(),
+        "next_cursor": next_cursor,
+    });
+    Ok(json(StatusCode::OK, &body))
+}
+
+/// The `PAYMENT-REQUIRED` header for the top-up that covers `missing`.
+pub fn quote_header(app: &App, missing: MicroUsdc) -> HeaderValue {
+    let payments = &app.config.payments;
+    let amount = missing.clamp(payments.min_topup, payments.max_topup);
+    let quote = encode_header(&requirement(app, amount).v2(payments, "insufficient_balance"));
+    // Base64 is always a header value.
+    HeaderValue::try_from(quote).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// The body's `amount`, exactly as it is written; `None` for an empty body.
+fn requested_amount(app: &App, body: &[u8]) -> Result<Option<MicroUsdc>, ApiError> {
+    #[derive(Deserialize)]
+    struct Wire {
+        amount: Option<Box<RawValue>>,
+    }
+    if body.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    let wire: Wire = serde_json::from_slice(body)
+        .map_err(|_| ApiError::invalid("invalid_json", "the body must be a JSON object such as {\"amount\": 5}"))?;
+    let Some(raw) = wire.amount else { return Ok(None) };
+    // A decimal string without escapes, or a JSON number: either way its text is the decimal.
+    let text = raw.get();
+    let text = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
+    let amount = MicroUsdc::parse_usd(text).map_err(|_| invalid_amount(app))?;
+    let payments = &app.config.payments;
+    if amount < payments.min_topup || amount > payments.max_topup {
+        return Err(invalid_amount(app));
+    }
+    Ok(Some(amount))
+}
+
+fn invalid_amount(app: &App) -> ApiError {
+    let payments = &app.config.payments;
+    let message = format!(
+        "amount must be USD between {} and {}, with at most 6 decimals, such as {{\"amount\": 5}}",
+        payments.min_topup.to_usd(),
+        payments.max_topup.to_usd()
+    );
+    ApiError::invalid("invalid_amount", message).with_param("amount")
+}
+
+/// The payment, under either of its headers.
+fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
+    let bytes = |name| headers.get(name).map(HeaderValue::as_bytes);
+    match (bytes(names::PAYMENT_SIGNATURE), bytes(names::X_PAYMENT)) {
+        (Some(a), Some(b)) if a != b => {
+            let message = "Payment-Signature and X-Payment hold different payments: send one";
+            Err(ApiError::invalid("conflicting_payments", message))
+        }
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+fn requirement(app: &App, amount: MicroUsdc) -> Requirement {
+    let base = app.config.public_url.as_str().trim_end_matches('/');
+    Requirement {
+        amount,
+        resource: format!("{base}/v1/topup"),
+        description: "Top up the paying wallet's Farebox balance",
+    }
+}
+
+/// 402 with terms; after a refusal, with what was wrong: a code in the header, a sentence in the body.
+fn payment_required(
+    app: &App,
+    amount: MicroUsdc,
+    strict_v1: bool,
+    refusal: Option<(Reason, String)>,
+) -> Response {
+    let payments = &app.config.payments;
+    let terms = requirement(app, amount);
+    let (code, sentence) = match refusal {
+        None => ("payment required", "payment required".to_owned()),
+        Some((reason, sentence)) => (reason.code(), format!("{}: {sentence}", reason.code())),
+    };
+    let body: Value =
+        if strict_v1 { terms.v1(payments, &sentence) } else { terms.body(payments, &sentence) };
+    let mut response = json(StatusCode::PAYMENT_REQUIRED, &body);
+    set_header(&mut response, names::PAYMENT_REQUIRED, &encode_header(&terms.v2(payments, code)));
+    response
+}
+
+/// What became of a payment: credited, still pending, or no longer possible.
+async fn report(
+    app: &App,
+    payment: &Payment,
+    amount: Option<MicroUsdc>,
+    strict_v1: bool,
+) -> Result<Response, ApiError> {
+    let wallet = payment.authorization.from;
+    let tx_hash = payment.tx_hash.clone().unwrap_or_default();
+    if payment.state.is_credited() {
+        let balance = app.ledger.balance(wallet).await?;
+        let body = json!({
+            "balance_usdc": balance.balance.get(),
+            "credited_usdc": payment.value.get(),
+            "wallet": wallet.to_string(),
+            "tx_hash": tx_hash,
+            "topup_id": payment.id,
+        });
+        return Ok(with_receipt(app, json(StatusCode::OK, &body), payment, Ok(())));
+    }
+    if payment.state.status() == "pending" {
+        let body = json!({"status": "pending", "topup_id": payment.id, "tx_hash": payment.tx_hash});
+        let mut response = json(StatusCode::ACCEPTED, &body);
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+        return Ok(with_receipt(app, response, payment, Err(Reason::SettlementPending)));
+    }
+    let why = payment.last_error.as_deref().unwrap_or("the transfer did not go through");
+    let refusal = (Reason::TransactionFailed, format!("{why}; nothing was taken: sign a new payment"));
+    let response = payment_required(app, amount.unwrap_or(payment.value), strict_v1, Some(refusal));
+    Ok(with_receipt(app, response, payment, Err(Reason::TransactionFailed)))
+}
+
+fn with_receipt(
+    app: &App,
+    mut response: Response,
+    payment: &Payment,
+    outcome: Result<(), Reason>,
+) -> Response {
+    let payments = &app.config.payments;
+    let receipt = SettlementResponse {
+        outcome,
+        tx_hash: payment.tx_hash.as_deref().unwrap_or_default(),
+        payer: payment.authorization.from.to_string(),
+        amount: payment.value,
+    };
+    set_header(&mut response, names::PAYMENT_RESPONSE, &encode_header(&receipt.v2(payments)));
+    set_header(&mut response, names::X_PAYMENT_RESPONSE, &encode_header(&receipt.v1(payments)));
+    response
+}

@@ -1,0 +1,79 @@
+//! Logs and metrics: what an operator sees of a running gateway. No secret is in either.
+
+use metrics::{describe_counter, describe_gauge, describe_histogram};
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::EnvFilter;
+
+use crate::app::App;
+use crate::config::LogFormat;
+use crate::ledger::LedgerError;
+use crate::payments::{ChainHealth, PaymentError};
+
+/// Seconds, from the time of one memory access to that of a long answer.
+const LATENCY_BUCKETS: &[f64] =
+    &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0];
+
+/// Sends logs to standard error, so that standard output is free for what programs read.
+pub fn start_logs(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("FAREBOX_LOG").unwrap_or_else(|_| EnvFilter::new("farebox=info,warn"));
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = match format {
+        LogFormat::Text => logs.with_ansi(false).try_init(),
+        LogFormat::Json => logs.json().flatten_event(true).try_init(),
+    };
+}
+
+/// Installs the recorder that counts; what it returns renders the Prometheus text format.
+pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), LATENCY_BUCKETS)?
+        .install_recorder()?;
+    describe_counter!("farebox_http_requests_total", "Requests answered, by route and status");
+    describe_histogram!("farebox_http_request_seconds", "From a request's head to its answer's head");
+    describe_counter!("farebox_holds_total", "Holds made");
+    describe_counter!("farebox_holds_ended_total", "Holds ended, by model and outcome");
+    describe_counter!("farebox_charged_micro_total", "Micro-USDC charged, by model and outcome");
+    describe_counter!("farebox_tokens_total", "Tokens charged for, by model and kind");
+    describe_counter!("farebox_above_hold_micro_total", "Micro-USDC that requests cost above their holds");
+    describe_histogram!("farebox_upstream_seconds", "From sending a request to the upstream's answer's head");
+    describe_histogram!("farebox_ledger_seconds", "One ledger operation, its commit included");
+    describe_gauge!("farebox_open_holds", "Holds that have not ended");
+    describe_gauge!("farebox_locked_micro", "Micro-USDC locked by open holds");
+    describe_gauge!("farebox_payments", "Payments in the journal, by state");
+    describe_gauge!("farebox_relayer_gas_gwei", "What the relayer has left for gas, in gwei");
+    describe_gauge!("farebox_chain_up", "1 while the chain answers and its token is checked");
+    Ok(handle)
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GaugeError {
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Payments(#[from] PaymentError),
+}
+
+/// Reads the gauges that no event updates.
+pub async fn update_gauges(app: &App) -> Result<(), GaugeError> {
+    let (holds, locked) = app.ledger.open_holds().await?;
+    metrics::gauge!("farebox_open_holds").set(gauge(holds));
+    metrics::gauge!("farebox_locked_micro").set(gauge(locked.get()));
+    for (state, count) in app.payments.count_by_state().await? {
+        metrics::gauge!("farebox_payments", "state" => state).set(gauge(count));
+    }
+    let up = app.payments.health() == ChainHealth::Ok;
+    metrics::gauge!("farebox_chain_up").set(if up { 1.0 } else { 0.0 });
+    if up && let Ok(wei) = app.payments.chain().gas_balance().await {
+        let gwei = wei / alloy::primitives::U256::from(WEI_PER_GWEI);
+        metrics::gauge!("farebox_relayer_gas_gwei").set(gauge(i64::try_from(gwei).unwrap_or(i64::MAX)));
+    }
+    Ok(())
+}
+
+const WEI_PER_GWEI: u64 = 1_000_000_000;
+
+/// A gauge is a float in the Prometheus format; it is read by people, and no sum rests on it.
+#[expect(clippy::cast_precision_loss, reason = "shown, never reckoned with")]
+fn gauge(value: i64) -> f64 {
+    value as f64
+}
