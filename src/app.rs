@@ -72,8 +72,7 @@ impl App {
             return Err(StartError::TokenMismatch(why));
         }
         let providers = Providers::new(&config.providers)?;
-        let metering =
-            Metering::new(ledger.clone(), providers, clock.clone(), tasks.clone(), config.markup);
+        let metering = Metering::new(ledger.clone(), providers, clock.clone(), tasks.clone(), config.markup);
         let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth);
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
         let started_at = clock.now();

@@ -134,8 +134,9 @@ impl Config {
         let _: File = toml::from_str(text).map_err(syntax)?;
         let mut table: toml::Table = toml::from_str(text).map_err(syntax)?;
         override_from_env(&mut table, env)?;
-        let file: File = table.try_into().map_err(|e: toml::de::Error| {
-            ConfigError::Syntax { path: "environment".into(), message: e.to_string() }
+        let file: File = table.try_into().map_err(|e: toml::de::Error| ConfigError::Syntax {
+            path: "environment".into(),
+            message: e.to_string(),
         })?;
         file.check(env)
     }
@@ -394,9 +395,9 @@ impl FilePayments {
             _ => None,
         };
         let pick = |key: &str, own: &Option<String>, known: Option<&str>| {
-            own.clone().or(known.map(str::to_owned)).ok_or_else(|| {
-                invalid(format!("payments.{key}"), format!("is needed on {}", self.network))
-            })
+            own.clone()
+                .or(known.map(str::to_owned))
+                .ok_or_else(|| invalid(format!("payments.{key}"), format!("is needed on {}", self.network)))
         };
         let address = pick("asset", &self.asset, known.map(|k| k.0))?;
         Ok(Token {
@@ -503,7 +504,8 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
             return Err(invalid(place("context_length"), "or max_output_tokens is out of range"));
         }
         let price = |key: &str, text: &str| {
-            UnitPrice::parse_usd_per_million(text).map_err(|e| invalid(place(&format!("price.{key}")), usd_problem(text, e)))
+            UnitPrice::parse_usd_per_million(text)
+                .map_err(|e| invalid(place(&format!("price.{key}")), usd_problem(text, e)))
         };
         let prompt = price("prompt", &file.price.prompt)?;
         let prices = Prices {
@@ -527,7 +529,10 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
         });
     }
     if let Some(idle) = providers.iter().find(|p| !offers.iter().any(|offer| offer.provider == p.name)) {
-        return Err(invalid(format!("providers ({})", idle.name), "has no models: add [[models]] or take it out"));
+        return Err(invalid(
+            format!("providers ({})", idle.name),
+            "has no models: add [[models]] or take it out",
+        ));
     }
     Ok(offers)
 }
@@ -553,7 +558,10 @@ fn check_origins(origins: Vec<String>) -> Result<Vec<String>, ConfigError> {
     for origin in &origins {
         let exact = Url::parse(origin).is_ok_and(|url| url.origin().ascii_serialization() == *origin);
         if !exact {
-            return Err(invalid("cors_origins", format!("{origin:?} is not an origin such as https://app.example")));
+            return Err(invalid(
+                "cors_origins",
+                format!("{origin:?} is not an origin such as https://app.example"),
+            ));
         }
     }
     Ok(origins)
@@ -621,7 +629,8 @@ fn override_from_env(table: &mut toml::Table, env: &Env) -> Result<(), ConfigErr
     for (section, key, kind) in KEYS {
         let name = format!("FAREBOX_{}", key.to_ascii_uppercase());
         let Some(text) = env.get(&name) else { continue };
-        let value = env_value(*kind, text).ok_or_else(|| invalid(&name, format!("{text:?} is not a number")))?;
+        let value =
+            env_value(*kind, text).ok_or_else(|| invalid(&name, format!("{text:?} is not a number")))?;
         let target = if section.is_empty() {
             &mut *table
         } else {
@@ -639,7 +648,9 @@ fn env_value(kind: Kind, text: &str) -> Option<toml::Value> {
     match kind {
         Kind::Text => Some(toml::Value::String(text.to_owned())),
         Kind::Integer => integer(text),
-        Kind::TextList => Some(parts().map(|part| toml::Value::String(part.to_owned())).collect::<Vec<_>>().into()),
+        Kind::TextList => {
+            Some(parts().map(|part| toml::Value::String(part.to_owned())).collect::<Vec<_>>().into())
+        }
         Kind::IntegerList => parts().map(integer).collect::<Option<Vec<_>>>().map(Into::into),
     }
 }
@@ -660,13 +671,18 @@ pub fn summary(config: &Config) -> String {
     facts.insert("network", payments.network());
     facts.insert("asset", format!("{} ({})", payments.token.address, payments.token.name));
     facts.insert("pay_to", payments.pay_to.to_string());
-    facts.insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
+    facts
+        .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
     for (name, value) in facts {
         let _ = writeln!(out, "{name:<13} {value}");
     }
-    let _ = writeln!(out, "\n{:<40} {:<14} {:>12} {:>12} {:>12}", "model", "provider", "prompt", "cached", "completion");
+    let _ = writeln!(
+        out,
+        "\n{:<40} {:<14} {:>12} {:>12} {:>12}",
+        "model", "provider", "prompt", "cached", "completion"
+    );
     for offer in config.catalog.iter() {
         let billed = |price: UnitPrice| price.to_billed_usd_per_million(config.markup);
         let prices = &offer.prices;

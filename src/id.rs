@@ -68,7 +68,13 @@ mod tests {
             assert_eq!(wallet.to_string(), shown);
             assert_eq!(wallet.key(), shown.to_lowercase());
         }
-        for bad in ["", "0x", "5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAe", "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAez"] {
+        for bad in [
+            "",
+            "0x",
+            "5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAed",
+            "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAe",
+            "0x5aAeb6053F3E94C9b9A09f33669435E7Ef1BeAez",
+        ] {
             assert_eq!(bad.parse::<Wallet>(), Err(NotAnAddress));
         }
     }

@@ -3,24 +3,24 @@
 //! A wallet signs in and gets an API key, or pays by a signed USDC authorization; every request is
 //! priced, held, run, and settled at cost plus markup. The modules, in reading order:
 
-pub mod money;
-pub mod clock;
-pub mod id;
-pub mod tasks;
-pub mod db;
-pub mod pricing;
-pub mod ledger;
-pub mod auth;
-pub mod formats;
-pub mod config;
-pub mod chain;
-pub mod payments;
-pub mod providers;
-pub mod metering;
-pub mod audit;
 pub mod app;
-pub mod telemetry;
+pub mod audit;
+pub mod auth;
+pub mod chain;
+pub mod clock;
+pub mod config;
+pub mod db;
+pub mod formats;
 pub mod http;
+pub mod id;
+pub mod ledger;
+pub mod metering;
+pub mod money;
+pub mod payments;
+pub mod pricing;
+pub mod providers;
+pub mod tasks;
+pub mod telemetry;
 
 /// Makes ring the cryptography of every TLS connection. Must come before the first HTTP client.
 pub fn install_crypto() {

@@ -166,7 +166,10 @@ async fn run_audit(path: &Path) -> Result<(), Failure> {
     let report = audit::run(&db, Some((&chain, config.payments.pay_to))).await?;
     print!("{report}");
     if report.has_drift() {
-        return Err(Failure { status: 1, message: "the books do not agree with themselves or the chain".into() });
+        return Err(Failure {
+            status: 1,
+            message: "the books do not agree with themselves or the chain".into(),
+        });
     }
     Ok(())
 }

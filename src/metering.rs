@@ -183,7 +183,8 @@ impl Metering {
             Err(LedgerError::Insufficient { required, balance }) => {
                 let available = balance.available();
                 let affordable = quoted.quote.affordable_completion(&hold.terms, available);
-                let affordable = affordable.map(|tokens| tokens / quoted.choices).filter(|tokens| *tokens > 0);
+                let affordable =
+                    affordable.map(|tokens| tokens / quoted.choices).filter(|tokens| *tokens > 0);
                 return Err(MeteringError::Insufficient { required, available, affordable });
             }
             Err(other) => return Err(other.into()),
@@ -227,7 +228,8 @@ impl Metering {
 
     /// Reads a stream on for its usage, now that its client has gone, for a while and not too many.
     async fn drain(&self, stream: &mut LiveStream) -> End {
-        let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.drains).try_acquire_owned() else {
+        let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.drains).try_acquire_owned()
+        else {
             return End::ClientGone;
         };
         let deadline = Instant::now() + DRAIN;

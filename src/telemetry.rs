@@ -15,7 +15,8 @@ const LATENCY_BUCKETS: &[f64] =
 
 /// Sends logs to standard error, so that standard output is free for what programs read.
 pub fn start_logs(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("FAREBOX_LOG").unwrap_or_else(|_| EnvFilter::new("farebox=info,warn"));
+    let filter =
+        EnvFilter::try_from_env("FAREBOX_LOG").unwrap_or_else(|_| EnvFilter::new("farebox=info,warn"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Text => logs.with_ansi(false).try_init(),

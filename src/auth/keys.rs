@@ -126,7 +126,8 @@ mod tests {
     #[test]
     fn keys_have_one_form() {
         assert!(is_well_formed(&format!("sk-{}", "0a".repeat(32))));
-        for bad in ["", "sk-", "x402", &format!("sk-{}", "0A".repeat(32)), &format!("sk-{}", "0a".repeat(33))] {
+        for bad in ["", "sk-", "x402", &format!("sk-{}", "0A".repeat(32)), &format!("sk-{}", "0a".repeat(33))]
+        {
             assert!(!is_well_formed(bad), "{bad}");
         }
     }

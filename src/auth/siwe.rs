@@ -92,7 +92,12 @@ impl Siwe {
     ///
     /// In this order: the message parses; it names our domain, a URI on it, a chain of ours; it is
     /// fresh, begun and not expired; the wallet signed it; its nonce is good for this.
-    pub async fn verify(&self, message: &str, signature: &str, purpose: Purpose) -> Result<Wallet, SiweError> {
+    pub async fn verify(
+        &self,
+        message: &str,
+        signature: &str,
+        purpose: Purpose,
+    ) -> Result<Wallet, SiweError> {
         let signed = parse(message)?;
         let signature = signature.strip_prefix("0x").and_then(|digits| hex::decode(digits).ok());
         let signature = signature.ok_or(SiweError::MalformedSignature)?;
@@ -143,7 +148,11 @@ impl Siwe {
     /// themselves on the chain (EIP-1271), will be asked here.
     fn check_signature(&self, message: &str, signature: &[u8], wallet: Wallet) -> Result<(), SiweError> {
         let hash = eip191_hash_message(message);
-        if chain::recover(hash, signature) == Some(wallet.0) { Ok(()) } else { Err(SiweError::Signature(wallet)) }
+        if chain::recover(hash, signature) == Some(wallet.0) {
+            Ok(())
+        } else {
+            Err(SiweError::Signature(wallet))
+        }
     }
 
     async fn use_nonce(&self, wallet: Wallet, nonce: &str, purpose: Purpose) -> Result<(), SiweError> {

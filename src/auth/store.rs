@@ -102,7 +102,6 @@ pub async fn revoke_key(tx: &mut DbTx, wallet: Wallet, id: i64, now: Timestamp) 
 pub async fn live_key(db: &Db, key_sha256: &str) -> Result<Option<Principal>, DbError> {
     let sql = "SELECT id, wallet FROM api_keys WHERE key_sha256 = $1 AND revoked_at_ms IS NULL";
     let row = db.row(sql, args![key_sha256]).await?;
-    let read =
-        |row: DbRow| Ok(Principal { wallet: row.wallet("wallet")?, api_key_id: Some(row.int("id")?) });
+    let read = |row: DbRow| Ok(Principal { wallet: row.wallet("wallet")?, api_key_id: Some(row.int("id")?) });
     row.map(read).transpose()
 }

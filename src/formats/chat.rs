@@ -78,9 +78,27 @@ pub struct Bounds {
 
 /// Members that never become prompt; any other, known or not, is taken to.
 const NOT_PROMPT: &[&str] = &[
-    "model", "max_tokens", "max_completion_tokens", "stream", "stream_options", "n", "temperature", "top_p",
-    "seed", "stop", "logprobs", "top_logprobs", "logit_bias", "presence_penalty", "frequency_penalty",
-    "user", "metadata", "store", "parallel_tool_calls", "safety_identifier", "prompt_cache_key",
+    "model",
+    "max_tokens",
+    "max_completion_tokens",
+    "stream",
+    "stream_options",
+    "n",
+    "temperature",
+    "top_p",
+    "seed",
+    "stop",
+    "logprobs",
+    "top_logprobs",
+    "logit_bias",
+    "presence_penalty",
+    "frequency_penalty",
+    "user",
+    "metadata",
+    "store",
+    "parallel_tool_calls",
+    "safety_identifier",
+    "prompt_cache_key",
     "prediction",
 ];
 
@@ -104,7 +122,8 @@ impl<'a> ChatRequest<'a> {
         }
         let model: String = required(&object, "model")?;
         let messages = object.get_non_null("messages");
-        let messages = messages.ok_or_else(|| bad("missing_required_parameter", "messages", "messages is required"))?;
+        let messages =
+            messages.ok_or_else(|| bad("missing_required_parameter", "messages", "messages is required"))?;
         let stream = optional(&object, "stream", "must be true or false")?.unwrap_or(false);
         let wants_usage = optional::<StreamOptions>(&object, "stream_options", "must be an object")?
             .and_then(|options| options.include_usage)
@@ -231,7 +250,11 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     }
     let tier: Option<Cow<'_, str>> = optional(object, "service_tier", "must be a string")?;
     if tier.is_some_and(|tier| !matches!(tier.as_ref(), "auto" | "default")) {
-        return Err(bad("unsupported_parameter", "service_tier", "only the default service tier is priced here"));
+        return Err(bad(
+            "unsupported_parameter",
+            "service_tier",
+            "only the default service tier is priced here",
+        ));
     }
     let modalities: Option<Vec<String>> = optional(object, "modalities", "must be a list of strings")?;
     if modalities.is_some_and(|list| list.iter().any(|modality| modality != "text")) {
@@ -267,7 +290,8 @@ struct Message<'a> {
 impl Prompt {
     fn measure(object: &Object<'_>, messages: &str) -> Result<Self, BadRequest> {
         let expected = "messages must be a list of at least one message";
-        let list: Vec<&RawValue> = serde_json::from_str(messages).map_err(|_| bad_value("messages", expected))?;
+        let list: Vec<&RawValue> =
+            serde_json::from_str(messages).map_err(|_| bad_value("messages", expected))?;
         if list.is_empty() {
             return Err(bad_value("messages", expected));
         }
@@ -304,7 +328,9 @@ impl Prompt {
                     serde_json::from_str(content).map_err(|_| "has content that is no list of parts")?;
                 for part in parts {
                     match part.r#type.as_deref() {
-                        Some("text" | "refusal") => self.text_bytes += part.text.map_or(0, |t| length(t.get())),
+                        Some("text" | "refusal") => {
+                            self.text_bytes += part.text.map_or(0, |t| length(t.get()))
+                        }
                         _ => self.parts_not_text += 1,
                     }
                 }
@@ -390,7 +416,9 @@ impl<'a> Answer<'a> {
     /// The answer for the client: the model by the name it asked for, and what was charged.
     pub fn render(mut self, model: &str, charged: MicroUsdc) -> Bytes {
         self.object.set("model", quote(model));
-        if let Some(usage) = self.usage_raw().and_then(|raw| with_member(raw, "charged_usdc", &charged.to_string())) {
+        if let Some(usage) =
+            self.usage_raw().and_then(|raw| with_member(raw, "charged_usdc", &charged.to_string()))
+        {
             self.object.set("usage", usage);
         }
         self.object.to_bytes().into()
@@ -582,7 +610,8 @@ mod tests {
 
     #[test]
     fn what_the_contract_names_changes_and_nothing_else() {
-        let body = request(r#", "max_tokens":7,"x_unknown":{"a":[1, 2.50]},"stream":true,"stream_options":{"y":1}"#);
+        let body =
+            request(r#", "max_tokens":7,"x_unknown":{"a":[1, 2.50]},"stream":true,"stream_options":{"y":1}"#);
         let request = ChatRequest::parse(body.as_bytes()).unwrap();
         assert_eq!(
             request.upstream_body(&offer()),
@@ -638,7 +667,10 @@ mod tests {
         let picture = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"what"},{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]}"#;
         assert_eq!(bound(picture).prompt, 128_000);
         assert!(bound(picture).estimated_prompt < 2_000);
-        let long = format!(r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#, "x".repeat(1_000_000));
+        let long = format!(
+            r#"{{"model":"m","messages":[{{"role":"user","content":"{}"}}]}}"#,
+            "x".repeat(1_000_000)
+        );
         assert_eq!(bound(&long).prompt, 128_000);
         // Tools, schemas and members nobody knows become prompt as well.
         assert!(bound(&request(r#","unknown":"0123456789""#)).prompt >= bound(&request("")).prompt + 10);
@@ -664,26 +696,42 @@ mod tests {
 
     #[test]
     fn usage_reaches_only_the_client_that_asked() {
-        let shared = event(r#"{"model":"u","choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#);
+        let shared = event(
+            r#"{"model":"u","choices":[{"delta":{"content":"a"}}],"usage":{"prompt_tokens":1,"completion_tokens":1}}"#,
+        );
         let alone = event(r#"{"model":"u","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#);
         let null = event(r#"{"model":"u","choices":[{"delta":{}}],"usage":null}"#);
 
         let mut unasked = StreamTap::new("p/m", false);
-        assert_eq!(unasked.event(&shared), Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{"content":"a"}}]}"#).0));
-        assert_eq!(unasked.event(&null), Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{}}]}"#).0));
+        assert_eq!(
+            unasked.event(&shared),
+            Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{"content":"a"}}]}"#).0)
+        );
+        assert_eq!(
+            unasked.event(&null),
+            Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{}}]}"#).0)
+        );
         assert_eq!(unasked.usage().unwrap().completion, 1);
         assert_eq!(unasked.event(&alone), Forward::Skip);
         assert_eq!(unasked.usage().unwrap().completion, 4);
 
         let mut asked = StreamTap::new("p/m", true);
-        assert_eq!(asked.event(&alone), Forward::Send(event(r#"{"model":"p/m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#).0));
+        assert_eq!(
+            asked.event(&alone),
+            Forward::Send(
+                event(r#"{"model":"p/m","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#).0
+            )
+        );
         assert_eq!(asked.event(&event("[DONE]")), Forward::Done);
     }
 
     #[test]
     fn output_is_counted_and_errors_are_not() {
         let mut tap = StreamTap::new("p/m", false);
-        assert_eq!(tap.event(&event(r#"{"error":{"message":"a long story of what went wrong"}}"#)), Forward::Failed);
+        assert_eq!(
+            tap.event(&event(r#"{"error":{"message":"a long story of what went wrong"}}"#)),
+            Forward::Failed
+        );
         assert!(!tap.delivered_anything());
         tap.event(&event(r#"{"choices":[{"delta":{"role":"assistant","content":""}}]}"#));
         assert!(!tap.delivered_anything());

@@ -42,7 +42,8 @@ fn refuse_payment(headers: &HeaderMap) -> Result<(), ApiError> {
     if !paying {
         return Ok(());
     }
-    let message = "payments are taken at POST /v1/topup: top up there, then call with an API key; nothing was taken";
+    let message =
+        "payments are taken at POST /v1/topup: top up there, then call with an API key; nothing was taken";
     Err(ApiError::invalid("payment_not_accepted_here", message))
 }
 
@@ -71,7 +72,8 @@ fn explain(app: &App, error: MeteringError) -> ApiError {
 
 fn paid_answer(paid: PaidAnswer) -> Response {
     let mut response = json_bytes(StatusCode::OK, paid.body);
-    let mut amount = |name: HeaderName, amount: MicroUsdc| set_header(&mut response, name, &amount.to_string());
+    let mut amount =
+        |name: HeaderName, amount: MicroUsdc| set_header(&mut response, name, &amount.to_string());
     amount(names::X_CHARGED_USDC, paid.ended.charged);
     amount(names::X_BALANCE_USDC, paid.ended.balance.balance);
     response

@@ -150,20 +150,27 @@ impl From<SiweError> for ApiError {
 impl From<UpstreamError> for ApiError {
     fn from(error: UpstreamError) -> Self {
         let message = error.to_string();
-        let bad_gateway = |code| Self::new(StatusCode::BAD_GATEWAY, code, format!("{message}: nothing was charged"));
+        let bad_gateway =
+            |code| Self::new(StatusCode::BAD_GATEWAY, code, format!("{message}: nothing was charged"));
         match error {
             UpstreamError::RateLimited { retry_after } => {
                 let seconds = retry_after.and_then(|value| HeaderValue::try_from(value).ok());
-                Self::new(StatusCode::TOO_MANY_REQUESTS, "upstream_rate_limited", format!("{message}: try again later"))
-                    .with_header(RETRY_AFTER, seconds.unwrap_or(HeaderValue::from_static("5")))
+                Self::new(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "upstream_rate_limited",
+                    format!("{message}: try again later"),
+                )
+                .with_header(RETRY_AFTER, seconds.unwrap_or(HeaderValue::from_static("5")))
             }
             UpstreamError::BadRequest { status, .. } => {
                 let status = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_REQUEST);
                 Self::new(status, "upstream_bad_request", message)
             }
-            UpstreamError::Silent => {
-                Self::new(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", format!("{message}: nothing was charged"))
-            }
+            UpstreamError::Silent => Self::new(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                format!("{message}: nothing was charged"),
+            ),
             UpstreamError::Refused { .. } => bad_gateway("upstream_refused"),
             UpstreamError::Unreachable => bad_gateway("upstream_unreachable"),
             UpstreamError::Nonsense => bad_gateway("upstream_invalid_answer"),
@@ -179,7 +186,9 @@ impl From<MeteringError> for ApiError {
             MeteringError::Insufficient { .. } => {
                 Self::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", error.to_string())
             }
-            MeteringError::Unpriceable => Self::invalid("unpriceable", "the request cannot be priced: ask for less"),
+            MeteringError::Unpriceable => {
+                Self::invalid("unpriceable", "the request cannot be priced: ask for less")
+            }
             MeteringError::Upstream(error) => error.into(),
             MeteringError::Ledger(error) => error.into(),
             MeteringError::SettlementLate => Self::new(

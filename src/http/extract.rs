@@ -72,7 +72,8 @@ impl Reader {
         if self.0.wallet == wallet {
             return Ok(());
         }
-        let message = format!("you are {}; what is another wallet's only that wallet can read", self.0.wallet);
+        let message =
+            format!("you are {}; what is another wallet's only that wallet can read", self.0.wallet);
         Err(ApiError::new(StatusCode::FORBIDDEN, "not_your_wallet", message))
     }
 }
@@ -107,7 +108,8 @@ impl Signed {
     /// From the query; `None` where that holds neither part.
     pub fn from_query(parts: &Parts) -> Result<Option<Self>, ApiError> {
         let query = Query::<Self>::try_from_uri(&parts.uri);
-        let Query(signed) = query.map_err(|_| ApiError::invalid("invalid_query", "the query cannot be read"))?;
+        let Query(signed) =
+            query.map_err(|_| ApiError::invalid("invalid_query", "the query cannot be read"))?;
         Ok((signed.message.is_some() || signed.signature.is_some()).then_some(signed))
     }
 
@@ -121,7 +123,8 @@ impl Signed {
     pub async fn verify(&self, app: &App, purpose: Purpose) -> Result<Wallet, ApiError> {
         let part = |name: &'static str, value: &Option<String>| {
             value.clone().ok_or_else(|| {
-                ApiError::invalid("missing_required_parameter", format!("{name} is required")).with_param(name)
+                ApiError::invalid("missing_required_parameter", format!("{name} is required"))
+                    .with_param(name)
             })
         };
         let message = part("message", &self.message)?;
@@ -175,13 +178,16 @@ impl FromRequestParts<App> for Page {
             cursor: Option<String>,
         }
         let query = Query::<Wire>::try_from_uri(&parts.uri);
-        let Query(wire) = query.map_err(|_| ApiError::invalid("invalid_query", "the query cannot be read"))?;
+        let Query(wire) =
+            query.map_err(|_| ApiError::invalid("invalid_query", "the query cannot be read"))?;
         let limit = match wire.limit {
             None => DEFAULT_PAGE,
-            Some(text) => text.parse().ok().filter(|limit| (1..=LARGEST_PAGE).contains(limit)).ok_or_else(|| {
-                ApiError::invalid("invalid_limit", format!("limit must be between 1 and {LARGEST_PAGE}"))
-                    .with_param("limit")
-            })?,
+            Some(text) => {
+                text.parse().ok().filter(|limit| (1..=LARGEST_PAGE).contains(limit)).ok_or_else(|| {
+                    ApiError::invalid("invalid_limit", format!("limit must be between 1 and {LARGEST_PAGE}"))
+                        .with_param("limit")
+                })?
+            }
         };
         Ok(Self { limit, cursor: wire.cursor.filter(|cursor| !cursor.is_empty()) })
     }
@@ -192,7 +198,8 @@ impl Page {
     pub fn parse_cursor<T>(&self, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>, ApiError> {
         let read = |cursor: &String| {
             parse(cursor).ok_or_else(|| {
-                ApiError::invalid("invalid_cursor", "cursor must be a next_cursor of this list").with_param("cursor")
+                ApiError::invalid("invalid_cursor", "cursor must be a next_cursor of this list")
+                    .with_param("cursor")
             })
         };
         self.cursor.as_ref().map(read).transpose()
@@ -214,9 +221,8 @@ impl Page {
 
 /// The wallet in a path, in any case.
 pub fn wallet_in_path(text: &str) -> Result<Wallet, ApiError> {
-    text.parse().map_err(|_| {
-        ApiError::invalid("invalid_wallet", "the path must name a wallet: 0x and 40 hex digits")
-    })
+    text.parse()
+        .map_err(|_| ApiError::invalid("invalid_wallet", "the path must name a wallet: 0x and 40 hex digits"))
 }
 
 /// The key a request carries, under either of its headers.
@@ -246,7 +252,8 @@ fn bearer_token(value: &str) -> Option<&str> {
 async fn authenticate(app: &App, key: &SecretString) -> Result<Principal, ApiError> {
     app.keys.authenticate(key).await?.ok_or_else(|| {
         let shown: String = key.expose_secret().chars().take(6).collect();
-        let message = format!("the API key {shown}… is not known here, or was revoked; POST /v1/auth/keys makes one");
+        let message =
+            format!("the API key {shown}… is not known here, or was revoked; POST /v1/auth/keys makes one");
         ApiError::unauthorized("invalid_api_key", message)
     })
 }

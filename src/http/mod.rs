@@ -56,10 +56,7 @@ fn routes() -> Routes {
 
 /// The gateway as a service.
 pub fn router(app: App) -> Router {
-    let router = routes()
-        .router
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed);
+    let router = routes().router.fallback(not_found).method_not_allowed_fallback(method_not_allowed);
     middleware::wrap(router, &app).with_state(app)
 }
 

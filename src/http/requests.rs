@@ -15,7 +15,8 @@ use crate::ledger::Receipt;
 pub async fn list(State(app): State<App>, reader: Reader, page: Page) -> Result<Response, ApiError> {
     let before = page.parse_cursor(parse_cursor)?;
     let mut receipts = app.ledger.receipts(reader.0.wallet, before, page.rows()).await?;
-    let next_cursor = page.cut(&mut receipts, |receipt| format!("{}.{}", receipt.created_at.millis(), receipt.id));
+    let next_cursor =
+        page.cut(&mut receipts, |receipt| format!("{}.{}", receipt.created_at.millis(), receipt.id));
     let data: Vec<_> = receipts.iter().map(render).collect();
     Ok(json(StatusCode::OK, &json!({"data": data, "next_cursor": next_cursor})))
 }

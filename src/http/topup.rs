@@ -92,8 +92,9 @@ fn requested_amount(app: &App, body: &[u8]) -> Result<Option<MicroUsdc>, ApiErro
     if body.trim_ascii().is_empty() {
         return Ok(None);
     }
-    let wire: Wire = serde_json::from_slice(body)
-        .map_err(|_| ApiError::invalid("invalid_json", "the body must be a JSON object such as {\"amount\": 5}"))?;
+    let wire: Wire = serde_json::from_slice(body).map_err(|_| {
+        ApiError::invalid("invalid_json", "the body must be a JSON object such as {\"amount\": 5}")
+    })?;
     let Some(raw) = wire.amount else { return Ok(None) };
     // A decimal string without escapes, or a JSON number: either way its text is the decimal.
     let text = raw.get();
@@ -150,8 +151,7 @@ fn payment_required(
         None => ("payment required", "payment required".to_owned()),
         Some((reason, sentence)) => (reason.code(), format!("{}: {sentence}", reason.code())),
     };
-    let body: Value =
-        if strict_v1 { terms.v1(payments, &sentence) } else { terms.body(payments, &sentence) };
+    let body: Value = if strict_v1 { terms.v1(payments, &sentence) } else { terms.body(payments, &sentence) };
     let mut response = json(StatusCode::PAYMENT_REQUIRED, &body);
     set_header(&mut response, names::PAYMENT_REQUIRED, &encode_header(&terms.v2(payments, code)));
     response

@@ -148,12 +148,7 @@ pub async fn find_hold(tx: &mut DbTx, id: &str) -> Result<Option<Hold>, DbError>
 }
 
 /// Holds of other nodes whose lease ran out before `dead_before`.
-pub async fn orphans(
-    db: &Db,
-    node: &str,
-    dead_before: Timestamp,
-    limit: i64,
-) -> Result<Vec<Hold>, DbError> {
+pub async fn orphans(db: &Db, node: &str, dead_before: Timestamp, limit: i64) -> Result<Vec<Hold>, DbError> {
     let rows = db
         .rows(
             "SELECT h.* FROM holds h LEFT JOIN nodes n ON n.id = h.node
@@ -239,9 +234,8 @@ pub async fn add_usage(
 const NO_KEY: i64 = 0;
 
 pub async fn usage_totals(db: &Db, wallet: Wallet) -> Result<Vec<UsageTotal>, DbError> {
-    let rows = db
-        .rows("SELECT * FROM usage_totals WHERE wallet = $1 ORDER BY api_key_id", args![wallet])
-        .await?;
+    let rows =
+        db.rows("SELECT * FROM usage_totals WHERE wallet = $1 ORDER BY api_key_id", args![wallet]).await?;
     let read = |row: &DbRow| {
         let api_key_id = row.int("api_key_id")?;
         Ok(UsageTotal {

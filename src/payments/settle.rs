@@ -211,7 +211,8 @@ impl Payments {
     /// transfer for it is in the chain up to there.
     async fn end_if_expired(&self, payment: &Payment) -> Result<bool, PaymentError> {
         let finalized = self.0.chain.finalized().await?;
-        let expired = alloy::primitives::U256::from(finalized.timestamp) >= payment.authorization.valid_before;
+        let expired =
+            alloy::primitives::U256::from(finalized.timestamp) >= payment.authorization.valid_before;
         if !expired || self.find_transfer(payment, finalized).await?.is_some() {
             return Ok(false);
         }

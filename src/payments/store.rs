@@ -167,14 +167,7 @@ pub async fn insert_transaction(
     tx.execute(
         "INSERT INTO payment_transactions (tx_hash, payment_id, relayer, account_nonce, raw, created_at_ms)
          VALUES ($1, $2, $3, $4, $5, $6)",
-        args![
-            hex_of(signed.hash.as_slice()),
-            payment_id,
-            relayer,
-            account_nonce,
-            hex_of(&signed.raw),
-            now
-        ],
+        args![hex_of(signed.hash.as_slice()), payment_id, relayer, account_nonce, hex_of(&signed.raw), now],
     )
     .await?;
     tx.execute(
@@ -194,9 +187,8 @@ pub async fn transactions(db: &Db, payment_id: i64) -> Result<Vec<SignedTx>, DbE
             args![payment_id],
         )
         .await?;
-    let read = |row: &DbRow| {
-        Ok(SignedTx { hash: b256(row, "tx_hash")?, raw: Bytes::from(bytes(row, "raw")?) })
-    };
+    let read =
+        |row: &DbRow| Ok(SignedTx { hash: b256(row, "tx_hash")?, raw: Bytes::from(bytes(row, "raw")?) });
     rows.iter().map(read).collect()
 }
 
@@ -277,12 +269,9 @@ pub async fn mark_ended(
 }
 
 pub async fn note_error(tx: &mut DbTx, id: i64, why: &str, now: Timestamp) -> Result<(), DbError> {
-    tx.execute(
-        "UPDATE payments SET last_error = $2, updated_at_ms = $3 WHERE id = $1",
-        args![id, why, now],
-    )
-    .await
-    .map(drop)
+    tx.execute("UPDATE payments SET last_error = $2, updated_at_ms = $3 WHERE id = $1", args![id, why, now])
+        .await
+        .map(drop)
 }
 
 pub fn read(row: &DbRow) -> Result<Payment, DbError> {

@@ -64,7 +64,8 @@ impl Providers {
             // A redirect could carry the key to somebody else.
             .redirect(reqwest::redirect::Policy::none())
             .build()?;
-        let adapters = configs.iter().map(|config| (config.name.clone(), OpenAi::new(client.clone(), config)));
+        let adapters =
+            configs.iter().map(|config| (config.name.clone(), OpenAi::new(client.clone(), config)));
         Ok(Self(Arc::new(adapters.collect())))
     }
 
