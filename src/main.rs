@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use axum::serve::ListenerExt as _;
 use clap::{Parser, Subcommand};
 use farebox::app::App;
 use farebox::audit;
@@ -92,32 +91,18 @@ async fn serve(path: &Path) -> Result<(), Failure> {
     };
     let app = App::start(config, Clock::System).await?;
     if let Some(listener) = metrics_listener {
-        let router = http::metrics_router(metrics);
-        app.tasks.spawn_service(async move {
-            if let Err(error) = axum::serve(listener, router).await {
-                tracing::error!(%error, "serving metrics ended");
-            }
-        });
+        app.tasks.spawn_service(http::serve(listener, http::metrics_router(metrics), app.tasks.clone()));
     }
-    println!("farebox listens on http://{}", listener.local_addr()?);
+    let address = listener.local_addr()?;
+    app.tasks.spawn_service(http::serve(listener, http::router(app.clone()), app.tasks.clone()));
+    println!("farebox listens on http://{address}");
     std::io::stdout().flush()?;
-
-    let tasks = app.tasks.clone();
-    // An event of a stream goes out when it is written, not when a packet is full.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let stopped = tasks.clone();
-    let server = axum::serve(listener, http::router(app.clone()))
-        .with_graceful_shutdown(async move { stopped.stopping().await });
-    let server = app.tasks.spawn(async move { server.await });
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping: requests and settlements under way are finished first");
     app.shut_down(SHUTDOWN_GRACE).await;
-    server.abort();
     Ok(())
 }
 

@@ -6,6 +6,7 @@ mod extract;
 mod keys;
 mod middleware;
 mod requests;
+mod server;
 mod status;
 mod topup;
 mod usage;
@@ -23,6 +24,7 @@ use crate::app::App;
 
 pub use error::ApiError;
 pub use middleware::metrics_router;
+pub use server::serve;
 
 /// What a route asks of its caller.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]

@@ -9,7 +9,7 @@ mod store;
 
 pub use store::read_receipt;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError, DbTx};
@@ -169,6 +169,10 @@ impl Ledger {
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
     /// another under its id is a conflict.
     pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
+        timed("hold", self.hold_now(hold)).await
+    }
+
+    async fn hold_now(&self, hold: &Hold) -> Result<Balance, LedgerError> {
         let mut tx = self.db.begin().await?;
         let Some(balance) = store::lock(&mut tx, hold.wallet, hold.amount).await? else {
             drop(tx);
@@ -199,10 +203,13 @@ impl Ledger {
     /// Ends a hold. The same end again is the same result; another end is a conflict, and the
     /// first stands.
     pub async fn end(&self, ending: &Ending) -> Result<Ended, LedgerError> {
-        let mut tx = self.db.begin().await?;
-        let ended = self.end_in(&mut tx, ending).await?;
-        tx.commit().await?;
-        Ok(ended)
+        timed("end", async {
+            let mut tx = self.db.begin().await?;
+            let ended = self.end_in(&mut tx, ending).await?;
+            tx.commit().await?;
+            Ok(ended)
+        })
+        .await
     }
 
     async fn end_in(&self, tx: &mut DbTx, ending: &Ending) -> Result<Ended, LedgerError> {
@@ -325,6 +332,13 @@ impl Ledger {
     pub async fn open_holds(&self) -> Result<(i64, MicroUsdc), LedgerError> {
         Ok(store::open_holds(&self.db).await?)
     }
+}
+
+async fn timed<T>(operation: &'static str, work: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let done = work.await;
+    metrics::histogram!("farebox_ledger_seconds", "operation" => operation).record(began.elapsed());
+    done
 }
 
 fn negative(amount: MicroUsdc) -> Result<MicroUsdc, LedgerError> {

@@ -1,6 +1,6 @@
 //! Upstreams that speak the OpenAI API, as most do.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
@@ -21,6 +21,7 @@ const MAX_MESSAGE_CHARS: usize = 1000;
 /// One upstream.
 #[derive(Clone)]
 pub struct OpenAi {
+    name: String,
     client: Client,
     chat_url: String,
     api_key: Option<SecretString>,
@@ -38,6 +39,7 @@ pub struct AnswerStream {
 impl OpenAi {
     pub fn new(client: Client, config: &config::Provider) -> Self {
         Self {
+            name: config.name.clone(),
             client,
             chat_url: format!("{}/chat/completions", config.base_url.as_str().trim_end_matches('/')),
             api_key: config.api_key.clone(),
@@ -77,7 +79,11 @@ impl OpenAi {
             headers.insert(AUTHORIZATION, bearer);
         }
         let request = self.client.post(&self.chat_url).headers(headers).body(body).send();
-        let response = match tokio::time::timeout(self.first_byte_timeout, request).await {
+        let sent = Instant::now();
+        let response = tokio::time::timeout(self.first_byte_timeout, request).await;
+        metrics::histogram!("farebox_upstream_seconds", "provider" => self.name.clone())
+            .record(sent.elapsed());
+        let response = match response {
             Err(_) => return Err(UpstreamError::Silent),
             Ok(Err(error)) => return Err(transport_error(&error)),
             Ok(Ok(response)) => response,
