@@ -21,13 +21,20 @@ CREATE TABLE wallets (
 CREATE TABLE entries (
     wallet               TEXT NOT NULL REFERENCES wallets (address),
     seq                  BIGINT NOT NULL,
-    kind                 TEXT NOT NULL CHECK (kind IN ('topup', 'charge')),
+    -- Every kind there will be, as a CHECK cannot be changed later on SQLite: a reversal takes back a
+    -- top-up that the chain undid, what is not there any more becomes a debt, which repayments pay off
+    -- out of later top-ups; an adjustment is the operator's, with a reason.
+    kind                 TEXT NOT NULL CHECK (kind IN (
+        'topup', 'charge', 'reversal', 'debt', 'repayment', 'withdrawal', 'adjustment'
+    )),
     -- The payment's id for a top-up, the request's for a charge.
     reference            TEXT NOT NULL,
     amount_micro         BIGINT NOT NULL CHECK (amount_micro <> 0),
     balance_before_micro BIGINT NOT NULL CHECK (balance_before_micro >= 0),
     balance_after_micro  BIGINT NOT NULL CHECK (balance_after_micro >= 0),
-    contra_account       TEXT NOT NULL CHECK (contra_account IN ('treasury', 'revenue')),
+    contra_account       TEXT NOT NULL CHECK (
+        contra_account IN ('treasury', 'revenue', 'debt', 'operator')
+    ),
     contra_micro         BIGINT NOT NULL,
     created_at_ms        BIGINT NOT NULL,
     PRIMARY KEY (wallet, seq),
@@ -38,6 +45,10 @@ CREATE TABLE entries (
     CONSTRAINT kind_decides CHECK (
         (kind = 'topup' AND amount_micro > 0 AND contra_account = 'treasury')
         OR (kind = 'charge' AND amount_micro < 0 AND contra_account = 'revenue')
+        OR (kind IN ('reversal', 'withdrawal') AND amount_micro < 0 AND contra_account = 'treasury')
+        OR (kind = 'debt' AND amount_micro > 0 AND contra_account = 'debt')
+        OR (kind = 'repayment' AND amount_micro < 0 AND contra_account = 'debt')
+        OR (kind = 'adjustment' AND contra_account = 'operator')
     )
 );
 
