@@ -1,1 +1,22 @@
+//! The integration tests: one binary, a file per capability.
+#![allow(
+    clippy::unwrap_used,
+    clippy::float_arithmetic,
+    clippy::disallowed_methods,
+    reason = "tests may fail loudly and start tasks of their own; the lints guard what serves"
+)]
+#![allow(dead_code, reason = "what a test can say is more than what each test says")]
 
+mod support;
+
+mod audit;
+mod ledger;
+mod payments;
+mod clients;
+mod contract;
+mod nodes;
+mod program;
+mod races;
+mod streams;
+mod structure;
+mod upstream_faults;

@@ -1,0 +1,115 @@
+//! Clients that nobody here wrote, from the package registries, against the real gateway.
+
+use std::process::{Command, Output};
+
+use crate::support::gateway::{Gateway, MODEL, micro};
+use crate::support::wallet::TestWallet;
+use crate::support::{project_root, tool};
+
+const TOPUP_USD: &str = "2";
+
+/// A house for one client: a gateway, a funded wallet, and a key of it with a balance.
+struct House {
+    gateway: Gateway,
+    wallet: TestWallet,
+    api_key: String,
+    poor_api_key: String,
+}
+
+impl House {
+    async fn open() -> Self {
+        let gateway = Gateway::usual().await;
+        let customer = gateway.customer("5").await;
+        gateway.chain().mint(customer.wallet.address(), micro("10")).await;
+        let poor = gateway.customer("0").await;
+        Self { gateway, wallet: customer.wallet, api_key: customer.key.secret, poor_api_key: poor.key.secret }
+    }
+
+    /// Runs a program of `tests/clients`, which exits 0 only if everything it checks holds.
+    fn run(&self, program: &mut Command) {
+        let output = program
+            .current_dir(project_root().join("tests/clients"))
+            .env("FAREBOX_URL", self.gateway.url(""))
+            .env("RPC_URL", &self.gateway.chain().url)
+            .env("WALLET_KEY", self.wallet.private_key())
+            .env("API_KEY", &self.api_key)
+            .env("POOR_API_KEY", &self.poor_api_key)
+            .env("MODEL", MODEL)
+            .env("TOPUP_USD", TOPUP_USD)
+            // The gateway is on this machine: whatever proxy there is has no part in it.
+            .envs([("NO_PROXY", "*"), ("no_proxy", "*")])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{program:?}\n{}", shown(&output));
+        assert!(output.stdout.starts_with(b"ok  "), "it checked nothing:\n{}", shown(&output));
+    }
+
+    async fn run_topup(&self, program: &mut Command) {
+        let before = self.gateway.balance(&self.wallet).await;
+        self.run(program);
+        let after = self.gateway.balance(&self.wallet).await;
+        assert_eq!(after.balance, before.balance + micro(TOPUP_USD));
+        self.gateway.audit();
+    }
+}
+
+fn shown(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+fn node(program: &str) -> Command {
+    let mut command = Command::new("node");
+    command.arg(program);
+    command
+}
+
+fn python(program: &str) -> Command {
+    let mut command = Command::new(tool("CLIENTS_PYTHON", "build/venv/bin/python"));
+    command.arg(program);
+    command
+}
+
+// Each runs on several threads, since a child is waited for on one of them.
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn openai_for_node() {
+    let house = House::open().await;
+    house.run(&mut node("openai_node.mjs"));
+    house.gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn openai_for_python() {
+    let house = House::open().await;
+    house.run(&mut python("openai_python.py"));
+    house.gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn siwe_and_viem() {
+    let house = House::open().await;
+    house.run(&mut node("siwe_viem.mjs"));
+    house.gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_v2_for_node() {
+    House::open().await.run_topup(&mut node("x402_v2.mjs")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_v1_for_node() {
+    House::open().await.run_topup(&mut node("x402_v1.mjs")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_for_python() {
+    House::open().await.run_topup(&mut python("x402_python.py")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn curl_with_a_payment_header() {
+    let mut script = Command::new("bash");
+    script.arg("curl_topup.sh");
+    House::open().await.run_topup(&mut script).await;
+}

@@ -1,0 +1,77 @@
+//! An RPC endpoint in front of the real one that fails when told to.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use serde_json::Value;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+use crate::support::http_client;
+
+#[derive(Copy, Clone)]
+pub enum Fault {
+    /// The call does not reach the chain.
+    Unreachable,
+    /// It does, and what it came to is lost on the way back.
+    AnswerLost,
+}
+
+#[derive(Clone)]
+struct Relay {
+    upstream: String,
+    http: reqwest::Client,
+    faults: Arc<Mutex<HashMap<String, Fault>>>,
+}
+
+pub struct FaultyRpc {
+    pub url: String,
+    faults: Arc<Mutex<HashMap<String, Fault>>>,
+    server: JoinHandle<()>,
+}
+
+impl FaultyRpc {
+    pub async fn start(upstream: &str) -> Self {
+        let faults = Arc::default();
+        let relay = Relay { upstream: upstream.to_owned(), http: http_client(), faults: Arc::clone(&faults) };
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(relayed).with_state(relay);
+        let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { url, faults, server }
+    }
+
+    /// Makes every call of a method fail from now on.
+    pub fn break_method(&self, method: &str, fault: Fault) {
+        self.faults.lock().unwrap().insert(method.to_owned(), fault);
+    }
+
+    pub fn mend(&self) {
+        self.faults.lock().unwrap().clear();
+    }
+}
+
+impl Drop for FaultyRpc {
+    fn drop(&mut self) {
+        self.server.abort();
+    }
+}
+
+async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes) {
+    let call: Value = serde_json::from_slice(&body).unwrap();
+    let method = call["method"].as_str().unwrap();
+    let fault = relay.faults.lock().unwrap().get(method).copied();
+    if matches!(fault, Some(Fault::Unreachable)) {
+        return (StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
+    }
+    let answer = relay.http.post(&relay.upstream).header("content-type", "application/json").body(body).send().await;
+    let answer = answer.unwrap().bytes().await.unwrap();
+    match fault {
+        None => (StatusCode::OK, answer),
+        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+    }
+}

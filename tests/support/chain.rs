@@ -1,0 +1,145 @@
+//! anvil with Circle's own USDC, from the state that `scripts/setup.sh test` has made.
+
+use std::process::Command;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use alloy::primitives::{Address, address};
+use serde_json::{Value, json};
+
+use super::process::Process;
+use super::{PATIENCE, eventually, http_client, tool};
+
+/// Where USDC is on Base, and here.
+pub const USDC: Address = address!("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913");
+pub const CHAIN_ID: u64 = 8453;
+/// anvil's first account, which may mint; anvil signs for it.
+const MINTER: Address = address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266");
+/// The token's roles: see `tests/clients/devchain.mjs`.
+pub const PAUSER: Address = address!("3C44CdDdB6a900fa2b585dd299e03d12FA4293BC");
+pub const BLACKLISTER: Address = address!("90F79bf6EB2c4f870365E785982E1f101E93b906");
+/// An account with ETH and no role, for a bystander's transactions.
+pub const BYSTANDER: Address = address!("976EA74026E726554dB657fA54763abd0C3a0aa9");
+
+pub struct TestChain {
+    pub url: String,
+    http: reqwest::Client,
+    process: Process,
+}
+
+impl TestChain {
+    /// A chain of the test's own, to stop, reorganise and break.
+    pub fn start() -> Self {
+        let mut command =
+            Command::new(tool("ANVIL", "tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil"));
+        command.args([
+            "--host",
+            "127.0.0.1",
+            "--port",
+            "0",
+            "--chain-id",
+            "8453",
+            "--slots-in-an-epoch",
+            "1",
+        ]);
+        command.arg("--load-state").arg(tool("USDC_STATE", "build/usdc-state.json"));
+        let mut process = Process::spawn("anvil", &mut command);
+        let line = process.wait_for_line(PATIENCE, |line| line.starts_with("Listening on ")).unwrap();
+        let url = format!("http://{}", line.trim_start_matches("Listening on ").trim());
+        Self { url, http: http_client(), process }
+    }
+
+    /// One for all tests that run at the moment and only pay on it.
+    pub fn shared() -> Arc<Self> {
+        static SHARED: Mutex<Weak<TestChain>> = Mutex::new(Weak::new());
+        let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(Self::start());
+            *shared = Arc::downgrade(&started);
+            started
+        })
+    }
+
+    /// One JSON-RPC call that must succeed.
+    pub async fn rpc(&self, method: &str, params: Value) -> Value {
+        self.try_rpc(method, params.clone()).await.unwrap_or_else(|e| panic!("{method} {params}: {e}"))
+    }
+
+    pub async fn try_rpc(&self, method: &str, params: Value) -> Result<Value, String> {
+        let call = json!({"jsonrpc": "2.0", "id": 1, "method": method, "params": params});
+        let answer = self
+            .http
+            .post(&self.url)
+            .header("content-type", "application/json")
+            .timeout(Duration::from_secs(20))
+            .body(call.to_string())
+            .send()
+            .await
+            .map_err(|e| e.to_string())?;
+        let bytes = answer.bytes().await.map_err(|e| e.to_string())?;
+        let answer: Value = serde_json::from_slice(&bytes).map_err(|e| e.to_string())?;
+        match answer.get("error") {
+            Some(error) => Err(error.to_string()),
+            None => Ok(answer["result"].clone()),
+        }
+    }
+
+    /// Sends a transaction from an account that anvil signs for, and waits until it is mined.
+    /// Answers its hash. It must succeed.
+    pub async fn send(&self, from: Address, to: Address, data: &str) -> String {
+        let call = json!([{"from": from, "to": to, "data": data, "gas": "0x100000"}]);
+        let hash = self.rpc("eth_sendTransaction", call).await.as_str().unwrap().to_owned();
+        let receipt = eventually("the transaction is mined", async || {
+            Some(self.rpc("eth_getTransactionReceipt", json!([hash])).await).filter(|r| !r.is_null())
+        })
+        .await;
+        assert_eq!(receipt["status"], "0x1", "a transaction of the test reverted: {receipt}");
+        hash
+    }
+
+    /// Makes USDC for a wallet.
+    pub async fn mint(&self, to: Address, micro: u64) {
+        let data = format!("0x40c10f19{}{micro:064x}", word(to));
+        self.send(MINTER, USDC, &data).await;
+    }
+
+    /// What a wallet holds on the chain, in micro-USDC.
+    pub async fn usdc_of(&self, wallet: Address) -> u64 {
+        let call = json!([{"to": USDC, "data": format!("0x70a08231{}", word(wallet))}, "latest"]);
+        let answer = self.rpc("eth_call", call).await;
+        u64::from_str_radix(answer.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// 100 ETH, for gas.
+    pub async fn give_gas(&self, to: Address) {
+        self.rpc("anvil_setBalance", json!([to, "0x56bc75e2d63100000"])).await;
+    }
+
+    pub async fn mine(&self, blocks: u64) {
+        self.rpc("anvil_mine", json!([format!("{blocks:#x}")])).await;
+    }
+
+    pub async fn head(&self) -> u64 {
+        let number = self.rpc("eth_blockNumber", json!([])).await;
+        u64::from_str_radix(number.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// Whether transactions are mined as they come, as they are at first.
+    pub async fn set_automine(&self, on: bool) {
+        self.rpc("evm_setAutomine", json!([on])).await;
+    }
+
+    pub fn log(&self) -> String {
+        self.process.output()
+    }
+
+    /// Ends the chain, as an outage of the RPC endpoint would look.
+    pub fn kill_9(&mut self) {
+        self.process.kill_9();
+    }
+}
+
+/// An address as an argument of a call.
+pub fn word(address: Address) -> String {
+    format!("{:0>64}", hex::encode(address))
+}
