@@ -357,6 +357,22 @@ async fn a_settlement_whose_hold_was_lost_charges_what_is_available() {
 }
 
 #[tokio::test]
+async fn an_estimate_whose_hold_was_lost_is_no_drift() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 100).await;
+        // The whole hold was to be charged; less than that is there, and more than the estimate.
+        let mut ending = settled(&hold("req_1", payer, 300), completion(100));
+        ending.outcome = Outcome::Estimated;
+        ending.charge.charged = MicroUsdc::new(300);
+        let ended = ledger.end(&ending).await.unwrap();
+        assert_eq!(ended, Ended { charged: MicroUsdc::new(100), balance: balance(0, 0) });
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_end_of_a_lost_hold_again_is_the_same_end() {
     both(async |books| {
         let (ledger, payer) = (books.ledger("a"), wallet(1));
