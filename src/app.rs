@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::auth::{Keys, Siwe};
-use crate::clock::{Clock, Timestamp};
+use crate::clock::Clock;
 use crate::config::Config;
 use crate::db::{Access, Db, DbError};
 use crate::id::Entropy;
@@ -45,7 +45,6 @@ pub struct Parts {
     pub siwe: Siwe,
     pub keys: Keys,
     pub metering: Metering,
-    pub started_at: Timestamp,
 }
 
 impl std::ops::Deref for App {
@@ -73,9 +72,8 @@ impl App {
         }
         let providers = Providers::new(&config.providers)?;
         let metering = Metering::new(ledger.clone(), providers, clock.clone(), tasks.clone(), config.markup);
-        let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth);
+        let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, Arc::clone(payments.chain()));
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
-        let started_at = clock.now();
         let app = Self(Arc::new(Parts {
             config,
             clock,
@@ -87,7 +85,6 @@ impl App {
             siwe,
             keys,
             metering,
-            started_at,
         }));
         app.run_services();
         Ok(app)
@@ -99,8 +96,19 @@ impl App {
         let app = self.clone();
         self.tasks.spawn_service(async move {
             loop {
-                if let Err(error) = app.keep_holds().await {
-                    tracing::warn!(%error, "renewing the lease or sweeping holds failed; it is tried again");
+                if let Err(error) = app.ledger.renew_lease().await {
+                    tracing::warn!(%error, "renewing the lease failed; it is tried again");
+                }
+                tokio::time::sleep(LEASE_RENEWAL).await;
+            }
+        });
+        let app = self.clone();
+        self.tasks.spawn_service(async move {
+            loop {
+                match app.ledger.sweep().await {
+                    Ok(0) => {}
+                    Ok(released) => tracing::warn!(released, "released holds of a gateway that is no more"),
+                    Err(error) => tracing::warn!(%error, "sweeping holds failed; it is tried again"),
                 }
                 tokio::time::sleep(LEASE_RENEWAL).await;
             }
@@ -112,16 +120,6 @@ impl App {
                 tokio::time::sleep(HOUSEKEEPING).await;
             }
         });
-    }
-
-    /// Says that this node lives, and releases what dead ones left.
-    async fn keep_holds(&self) -> Result<(), LedgerError> {
-        self.ledger.renew_lease().await?;
-        let released = self.ledger.sweep().await?;
-        if released > 0 {
-            tracing::warn!(released, "released holds of a gateway that is no more");
-        }
-        Ok(())
     }
 
     async fn keep_house(&self) {

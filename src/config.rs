@@ -72,7 +72,14 @@ pub struct Payments {
     pub min_topup: MicroUsdc,
     pub max_topup: MicroUsdc,
     pub confirmations: u64,
-    pub relayer_key: SecretString,
+    /// Of a wallet's top-ups, how much may be credited before it is final; zero: no ceiling.
+    pub max_unfinalized: MicroUsdc,
+    /// The most that is offered for a unit of gas.
+    pub max_fee_gwei: u64,
+    /// Contracts that may deploy a wallet whose signature comes before it (ERC-6492).
+    pub erc6492_factories: Vec<Wallet>,
+    /// One key, or several between commas.
+    pub relayer_keys: SecretString,
 }
 
 impl Payments {
@@ -201,6 +208,21 @@ struct FilePayments {
     max_topup_usd: String,
     #[serde(default = "one")]
     confirmations: u64,
+    #[serde(default = "zero_usd")]
+    max_unfinalized_usd: String,
+    #[serde(default = "ten")]
+    max_fee_gwei: u64,
+    #[serde(default)]
+    erc6492_factories: Vec<String>,
+}
+
+fn zero_usd() -> String {
+    "0".into()
+}
+
+/// A thousand times what Base usually asks.
+fn ten() -> u64 {
+    10
 }
 
 fn base() -> String {
@@ -371,6 +393,15 @@ impl FilePayments {
         if self.confirmations == 0 {
             return Err(invalid("payments.confirmations", "must be at least 1, the block it is mined in"));
         }
+        let max_unfinalized = parse_usd("payments.max_unfinalized_usd", &self.max_unfinalized_usd)?;
+        if max_unfinalized < MicroUsdc::ZERO {
+            return Err(invalid("payments.max_unfinalized_usd", "must not be below 0"));
+        }
+        if self.max_fee_gwei == 0 {
+            return Err(invalid("payments.max_fee_gwei", "must be at least 1"));
+        }
+        let factories = self.erc6492_factories.iter();
+        let factories = factories.map(|address| parse_address("payments.erc6492_factories", address));
         let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
             invalid(RELAYER_KEY, "is not set: the private key (0x…) of the account that pays for gas")
         })?;
@@ -382,7 +413,10 @@ impl FilePayments {
             min_topup,
             max_topup,
             confirmations: self.confirmations,
-            relayer_key: SecretString::from(relayer_key.clone()),
+            max_unfinalized,
+            max_fee_gwei: self.max_fee_gwei,
+            erc6492_factories: factories.collect::<Result<_, _>>()?,
+            relayer_keys: SecretString::from(relayer_key.clone()),
         })
     }
 
@@ -414,6 +448,12 @@ impl FileAuth {
             default_domains(public_url)
         } else {
             for domain in &self.siwe_domains {
+                if domain.ends_with(":443") || domain.ends_with(":80") {
+                    return Err(invalid(
+                        "auth.siwe_domains",
+                        format!("{domain:?}: leave out the port, as browsers do with the usual ones"),
+                    ));
+                }
                 let alone = Url::parse(&format!("http://{domain}")).is_ok_and(|url| {
                     url.path() == "/" && url.username().is_empty() && !domain.ends_with('/')
                 });
@@ -617,6 +657,9 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "min_topup_usd", Kind::Text),
     ("payments", "max_topup_usd", Kind::Text),
     ("payments", "confirmations", Kind::Integer),
+    ("payments", "max_unfinalized_usd", Kind::Text),
+    ("payments", "max_fee_gwei", Kind::Integer),
+    ("payments", "erc6492_factories", Kind::TextList),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),

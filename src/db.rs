@@ -24,6 +24,8 @@ use crate::money::MicroUsdc;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A statement of ours takes milliseconds; one that takes this long is stuck.
 const STATEMENT_TIMEOUT_MS: &str = "30000";
+/// Nothing of ours waits inside a transaction but for the database itself.
+const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
@@ -35,6 +37,8 @@ pub enum DbError {
     UnknownScheme,
     #[error("{path} is in use by another farebox: stop it first, or use PostgreSQL for several nodes")]
     InUse { path: String },
+    #[error("there is no database at {path}: `farebox serve` makes it when it first starts")]
+    Missing { path: String },
     #[error("cannot open {path}: {source}")]
     Open { path: String, source: std::io::Error },
     #[error("the database holds a value that no farebox wrote: {0}")]
@@ -110,6 +114,9 @@ impl Db {
                 .idle_timeout(None)
                 .max_lifetime(None)
         };
+        if !serve && !path.exists() {
+            return Err(DbError::Missing { path: path.display().to_string() });
+        }
         let write = pool(1).connect_with(options.clone()).await?;
         if serve {
             migrator(Driver::Sqlite).run(&write).await?;
@@ -123,7 +130,11 @@ impl Db {
         let pool = PgPoolOptions::new()
             .max_connections(POSTGRES_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .connect_with(options.options([("statement_timeout", STATEMENT_TIMEOUT_MS)]))
+            .connect_with(options.options([
+                ("statement_timeout", STATEMENT_TIMEOUT_MS),
+                // A node that froze in mid-transaction must not keep its rows from the others.
+                ("idle_in_transaction_session_timeout", IDLE_TRANSACTION_TIMEOUT_MS),
+            ]))
             .await?;
         if access == Access::Serve {
             migrator(Driver::Postgres).run(&pool).await?;
@@ -146,7 +157,7 @@ impl Db {
     pub async fn begin(&self) -> Result<DbTx, DbError> {
         Ok(match &self.0 {
             Pools::Sqlite { write, .. } => DbTx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Pools::Postgres(pool) => DbTx::Postgres(pool.begin().await?),
+            Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, "BEGIN").await?),
         })
     }
 
@@ -155,7 +166,7 @@ impl Db {
         Ok(match &self.0 {
             Pools::Sqlite { read, .. } => DbTx::Sqlite(read.begin().await?),
             Pools::Postgres(pool) => DbTx::Postgres(
-                pool.begin_with("BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
+                begin_postgres(pool, "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
             ),
         })
     }
@@ -352,6 +363,18 @@ fn collect<R>(rows: Vec<R>, wrap: fn(R) -> DbRow) -> Vec<DbRow> {
     rows.into_iter().map(wrap).collect()
 }
 
+/// Begins a transaction in a task of its own. A caller that goes away while BEGIN is under way would
+/// otherwise leave a connection behind that is inside a transaction nobody knows of.
+#[expect(clippy::disallowed_methods, reason = "ends by itself within the acquire and statement time-outs")]
+async fn begin_postgres(
+    pool: &PgPool,
+    statement: &'static str,
+) -> Result<Transaction<'static, Postgres>, DbError> {
+    let pool = pool.clone();
+    let begun = tokio::spawn(async move { pool.begin_with(statement).await });
+    Ok(begun.await.map_err(|_| sqlx::Error::WorkerCrashed)??)
+}
+
 type Query<'q, D> = sqlx::query::Query<'q, D, <D as sqlx::Database>::Arguments>;
 
 fn sqlite(sql: &'static str, args: Vec<Arg>) -> Query<'static, Sqlite> {
@@ -391,12 +414,19 @@ fn migrator(driver: Driver) -> Migrator {
         (1, "ledger", include_str!("../migrations/0001_ledger.sql")),
         (2, "auth", include_str!("../migrations/0002_auth.sql")),
         (3, "payments", include_str!("../migrations/0003_payments.sql")),
+        (4, "recovery", include_str!("../migrations/0004_recovery.sql")),
     ];
     let own = match driver {
-        Driver::Sqlite => (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
-        Driver::Postgres => (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
+        Driver::Sqlite => [
+            (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
+            (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
+        ],
+        Driver::Postgres => [
+            (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
+            (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
+        ],
     };
-    let migrations = shared.into_iter().chain([own]).map(|(version, name, sql)| {
+    let migrations = shared.into_iter().chain(own).map(|(version, name, sql)| {
         let sql = AssertSqlSafe(sql).into_sql_str();
         Migration::new(version, name.into(), MigrationType::Simple, sql, false)
     });

@@ -10,6 +10,7 @@ pub mod chain;
 pub mod clock;
 pub mod config;
 pub mod db;
+pub mod failpoint;
 pub mod formats;
 pub mod http;
 pub mod id;

@@ -1,5 +1,7 @@
 //! The `farebox` program: reads the command line, starts, stops.
 
+mod operate;
+
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -41,6 +43,12 @@ enum Command {
     CheckConfig,
     /// Recompute every invariant of the books and compare them with the chain. Exits 1 on drift.
     Audit,
+    /// Look at the payments journal, or have a payment that ended looked at again.
+    #[command(subcommand)]
+    Payments(operate::PaymentsCommand),
+    /// Look at a wallet's books, freeze it, or adjust them with a reason.
+    #[command(subcommand)]
+    Wallet(operate::WalletCommand),
 }
 
 /// What ends the program, and the exit status it ends with.
@@ -63,6 +71,8 @@ async fn main() -> ExitCode {
         Command::Init => init(&cli.config),
         Command::CheckConfig => check_config(&cli.config),
         Command::Audit => run_audit(&cli.config).await,
+        Command::Payments(command) => operate::payments(&cli.config, command).await,
+        Command::Wallet(command) => operate::wallet(&cli.config, command).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -139,7 +149,13 @@ fn init(path: &Path) -> Result<(), Failure> {
 }
 
 fn check_config(path: &Path) -> Result<(), Failure> {
-    print!("{}", config::summary(&load(path)?));
+    let config = load(path)?;
+    farebox::install_crypto();
+    let chain = Chain::new(&config.payments)?;
+    print!("{}", config::summary(&config));
+    for relayer in chain.relayers() {
+        println!("{relayer} pays the gas of top-ups.");
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::auth::Principal;
 use crate::clock::Clock;
@@ -30,12 +31,14 @@ const DRAIN: Duration = Duration::from_secs(30);
 const MAX_DRAINS: usize = 64;
 /// How long an answer waits for its settlement while the database is away.
 const SETTLE_WAIT: Duration = Duration::from_secs(15);
+/// The reason on the receipt of a request that our own stop cut off.
+const STOPPED: &str = "gateway_stopped";
 /// A settlement is tried again this often until the database is back.
 const SETTLE_RETRY: Duration = Duration::from_millis(500);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MeteringError {
-    /// The wallet cannot cover the worst case. `affordable` is the largest output limit it can.
+    /// The wallet cannot cover the worst case; it could cover one of `affordable` output tokens.
     #[error("{required} micro-USDC are required and {available} are available")]
     Insufficient { required: MicroUsdc, available: MicroUsdc, affordable: Option<u64> },
     #[error("the request cannot be priced")]
@@ -44,7 +47,7 @@ pub enum MeteringError {
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
-    /// The answer is there, but it could not be settled in time; it will be.
+    /// The answer is there, but the database did not take its settlement in time.
     #[error("the settlement did not come through in time")]
     SettlementLate,
     #[error("the server is stopping")]
@@ -73,7 +76,6 @@ struct Quoted {
     terms: Terms,
     bounds: Bounds,
     quote: Quote,
-    choices: u64,
     may_reason_unseen: bool,
 }
 
@@ -94,7 +96,7 @@ impl Metering {
     ) -> Result<PaidAnswer, MeteringError> {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
-        let quoted = self.quote(request, bounds, offer)?;
+        let quoted = self.quote(bounds, offer)?;
         let model = request.model.clone();
         let begin = self.clone().begin(id, principal, quoted);
         let run = async move {
@@ -116,8 +118,8 @@ impl Metering {
     ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
-        let quoted = self.quote(request, bounds, offer)?;
-        let tap = StreamTap::new(&request.model, request.wants_usage);
+        let quoted = self.quote(bounds, offer)?;
+        let tap = StreamTap::new(&request.model, request.wants_usage, request.choices());
         let begin = self.clone().begin(id, principal, quoted);
         let metering = self.clone();
         let (head, begun) = oneshot::channel();
@@ -128,7 +130,10 @@ impl Metering {
             };
             let answer = tokio::select! {
                 answer = upstream.chat_stream(body) => answer,
-                () = metering.tasks.aborted() => Err(UpstreamError::BrokeOff),
+                () = metering.tasks.aborted() => {
+                    open.release(STOPPED).await;
+                    return drop(head.send(Err(MeteringError::Stopping)));
+                }
             };
             match answer {
                 Err(error) => {
@@ -150,17 +155,13 @@ impl Metering {
         self.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
     }
 
-    fn quote(
-        &self,
-        request: &ChatRequest<'_>,
-        bounds: Bounds,
-        offer: &Offer,
-    ) -> Result<Quoted, MeteringError> {
+    fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
         let terms = offer.terms(self.markup);
         let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
         let quote = quote.ok_or(MeteringError::Unpriceable)?;
-        let may_reason_unseen = offer.reasoning == Reasoning::Allow;
-        Ok(Quoted { terms, bounds, quote, choices: request.choices(), may_reason_unseen })
+        // Of a model that may be asked to reason, nobody can tell how much it did.
+        let may_reason_unseen = offer.reasoning != Reasoning::Reject;
+        Ok(Quoted { terms, bounds, quote, may_reason_unseen })
     }
 
     /// Holds what a request can cost at most.
@@ -183,9 +184,14 @@ impl Metering {
             Err(LedgerError::Insufficient { required, balance }) => {
                 let available = balance.available();
                 let affordable = quoted.quote.affordable_completion(&hold.terms, available);
-                let affordable =
-                    affordable.map(|tokens| tokens / quoted.choices).filter(|tokens| *tokens > 0);
                 return Err(MeteringError::Insufficient { required, available, affordable });
+            }
+            Err(LedgerError::Db(error)) => {
+                // Whether the hold was made nobody knows: its commit may have come through. It is
+                // ended, so that it cannot lock the wallet's money for ever.
+                let ending = Ending::released(hold, "gateway_error");
+                self.tasks.spawn(book_until_done(self.ledger.clone(), self.tasks.clone(), ending, None));
+                return Err(LedgerError::Db(error).into());
             }
             Err(other) => return Err(other.into()),
         }
@@ -201,20 +207,20 @@ impl Metering {
 
     /// Passes a stream on until it ends, one way or another, and ends its hold.
     async fn pump(&self, mut stream: LiveStream) {
-        let end = match stream.forward(&self.tasks).await {
-            End::ClientGone => self.drain(&mut stream).await,
-            end => end,
+        let end = stream.forward(&self.tasks).await;
+        let (is_whole, reason) = match &end {
+            End::Complete => (true, None),
+            End::Failed(error) => (false, Some(error.reason())),
+            End::Stopping => (false, Some(STOPPED)),
+            End::ClientGone => (self.drain(&mut stream).await, Some("client_gone")),
         };
         let LiveStream { tap, client, open, .. } = stream;
-        let delivered = Delivered::from_tap(&tap);
-        let settled = match &end {
-            End::Complete => open.settle(delivered, None).await,
-            End::Failed(error) if !tap.delivered_anything() && tap.usage().is_none() => {
-                open.release(error.reason()).await
-            }
-            End::Failed(error) => open.settle(delivered, Some(error.reason())).await,
-            End::ClientGone => open.settle(delivered, Some("client_gone")).await,
-            End::Stopping => open.settle(delivered, Some("gateway_stopped")).await,
+        let nothing_came = !tap.delivered_anything() && tap.usage().is_none_or(|usage| usage.completion == 0);
+        let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
+            open.release(reason.unwrap_or(STOPPED)).await
+        } else {
+            let delivered = Delivered::from_tap(&tap, is_whole);
+            open.settle(delivered, reason, WhenLate::KeepTrying).await
         };
         let last = match (&end, settled) {
             (End::Complete, Some(_)) => Bytes::from_static(b"data: [DONE]\n\n"),
@@ -227,10 +233,11 @@ impl Metering {
     }
 
     /// Reads a stream on for its usage, now that its client has gone, for a while and not too many.
-    async fn drain(&self, stream: &mut LiveStream) -> End {
+    /// Whether it came to its end.
+    async fn drain(&self, stream: &mut LiveStream) -> bool {
         let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.drains).try_acquire_owned()
         else {
-            return End::ClientGone;
+            return false;
         };
         let deadline = Instant::now() + DRAIN;
         let read = async {
@@ -238,17 +245,18 @@ impl Metering {
                 match stream.next_event().await {
                     Ok(Some(event)) => match stream.tap.event(&event) {
                         Forward::Send(_) | Forward::Skip => {}
-                        Forward::Done | Forward::Failed | Forward::Nonsense => return,
+                        Forward::Done => return true,
+                        Forward::Failed | Forward::Nonsense => return false,
                     },
-                    Ok(None) | Err(_) => return,
+                    Ok(None) => return stream.tap.is_finished(),
+                    Err(_) => return false,
                 }
             }
         };
         tokio::select! {
-            _ = tokio::time::timeout_at(deadline, read) => {}
-            () = self.tasks.aborted() => {}
+            is_whole = tokio::time::timeout_at(deadline, read) => is_whole.unwrap_or(false),
+            () = self.tasks.aborted() => false,
         }
-        End::ClientGone
     }
 }
 
@@ -261,7 +269,10 @@ async fn answer_whole(
 ) -> Result<PaidAnswer, MeteringError> {
     let answered = tokio::select! {
         answered = upstream.chat(body) => answered,
-        () = open.tasks.aborted() => Err(UpstreamError::BrokeOff),
+        () = open.tasks.aborted() => {
+            open.release(STOPPED).await;
+            return Err(MeteringError::Stopping);
+        }
     };
     let body = match answered {
         Ok(body) => body,
@@ -278,8 +289,10 @@ async fn answer_whole(
         usage: answer.usage_raw().and_then(Usage::from_openai),
         usage_raw: answer.usage_raw().map(str::to_owned),
         estimated_completion: answer.estimated_completion(),
+        is_whole: true,
     };
-    let ended = open.settle(delivered, None).await.ok_or(MeteringError::SettlementLate)?;
+    let settled = open.settle(delivered, None, WhenLate::Release).await;
+    let ended = settled.ok_or(MeteringError::SettlementLate)?;
     Ok(PaidAnswer { body: answer.render(model, ended.charged), ended })
 }
 
@@ -354,16 +367,28 @@ struct Delivered {
     usage: Option<Usage>,
     usage_raw: Option<String>,
     estimated_completion: u64,
+    /// Whether this is all there was to come: then a report of usage is the last word.
+    is_whole: bool,
 }
 
 impl Delivered {
-    fn from_tap(tap: &StreamTap) -> Self {
+    fn from_tap(tap: &StreamTap, is_whole: bool) -> Self {
         Self {
+            is_whole,
             usage: tap.usage(),
             usage_raw: tap.usage_raw().map(str::to_owned),
             estimated_completion: tap.estimated_completion(),
         }
     }
+}
+
+/// What to do about a settlement that the database does not take in time.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum WhenLate {
+    /// The client has its answer, so it is settled when the database is back.
+    KeepTrying,
+    /// The answer is withheld, so nothing is charged for it.
+    Release,
 }
 
 /// A hold that has not ended.
@@ -377,19 +402,28 @@ struct OpenHold {
 }
 
 impl OpenHold {
-    /// Ends the hold at the charge for what was used; without a report, at an estimate. `None` if
-    /// the database did not take it in time: it is tried on until it does.
-    async fn settle(mut self, delivered: Delivered, reason: Option<&str>) -> Option<Ended> {
+    /// Ends the hold at the charge for what was used, as far as that is known. `None` if the database
+    /// did not take it in time.
+    async fn settle(
+        mut self,
+        delivered: Delivered,
+        reason: Option<&str>,
+        when_late: WhenLate,
+    ) -> Option<Ended> {
         let hold = self.hold.take()?;
+        let estimate = self.estimate(delivered.estimated_completion);
         let (outcome, usage) = match delivered.usage {
-            Some(usage) => (Outcome::Settled, usage),
-            None => (Outcome::Estimated, self.estimate(delivered.estimated_completion)),
-        };
-        let charge = hold.terms.charge(&usage, hold.amount);
-        let charge = match charge {
-            Some(charge) if outcome == Outcome::Estimated && self.may_reason_unseen => {
-                Charge { charged: hold.amount, ..charge }
+            Some(usage) if delivered.is_whole => (Outcome::Settled, usage),
+            // A report from before the end knows the prompt, and may not know all of the output.
+            Some(usage) if usage.prompt > 0 => {
+                (Outcome::Estimated, usage.max(Usage { completion: estimate.completion, ..usage }))
             }
+            Some(usage) => (Outcome::Estimated, usage.max(estimate)),
+            None => (Outcome::Estimated, estimate),
+        };
+        let unseen = self.may_reason_unseen && delivered.is_whole && outcome == Outcome::Estimated;
+        let charge = match hold.terms.charge(&usage, hold.amount) {
+            Some(charge) if unseen => Charge { charged: hold.amount, ..charge },
             Some(charge) => charge,
             // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
             None => Charge { cost: Default::default(), charged: hold.amount, above_hold: MicroUsdc::ZERO },
@@ -408,13 +442,13 @@ impl OpenHold {
             (None, Outcome::Estimated) => Some("usage_missing".to_owned()),
             (None, _) => None,
         };
-        self.book(Ending { hold, outcome, reason, usage, usage_raw, charge }).await
+        self.book(Ending { hold, outcome, reason, usage, usage_raw, charge }, when_late).await
     }
 
     /// Ends the hold without a charge.
     async fn release(mut self, reason: &str) -> Option<Ended> {
         let hold = self.hold.take()?;
-        self.book(Ending::released(hold, reason)).await
+        self.book(Ending::released(hold, reason), WhenLate::KeepTrying).await
     }
 
     /// The whole prompt and what was delivered, within the bounds.
@@ -427,18 +461,28 @@ impl OpenHold {
     }
 
     /// Writes an end into the books, again and again while the database is away.
-    async fn book(&self, ending: Ending) -> Option<Ended> {
+    async fn book(&self, ending: Ending, when_late: WhenLate) -> Option<Ended> {
+        let late = CancellationToken::new();
+        let given_up = (when_late == WhenLate::Release).then(|| late.clone());
         let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
-        let booked = self.tasks.spawn(async move { book_until_done(&ledger, &tasks, &ending).await });
-        tokio::time::timeout(SETTLE_WAIT, booked).await.ok()?.ok()?
+        let booked = self.tasks.spawn(book_until_done(ledger, tasks, ending, given_up));
+        let booked = tokio::time::timeout(SETTLE_WAIT, booked).await;
+        late.cancel();
+        booked.ok()?.ok()?
     }
 }
 
-async fn book_until_done(ledger: &Ledger, tasks: &Tasks, ending: &Ending) -> Option<Ended> {
+/// Once `given_up` is said, the hold is released instead; the first end that commits stands.
+async fn book_until_done(
+    ledger: Ledger,
+    tasks: Tasks,
+    mut ending: Ending,
+    given_up: Option<CancellationToken>,
+) -> Option<Ended> {
     loop {
-        match ledger.end(ending).await {
+        match ledger.end(&ending).await {
             Ok(ended) => {
-                count_end(ending, &ended);
+                count_end(&ending, &ended);
                 return Some(ended);
             }
             Err(LedgerError::Db(error)) => {
@@ -452,6 +496,9 @@ async fn book_until_done(ledger: &Ledger, tasks: &Tasks, ending: &Ending) -> Opt
         tokio::select! {
             () = tokio::time::sleep(SETTLE_RETRY) => {}
             () = tasks.aborted() => return None,
+        }
+        if given_up.as_ref().is_some_and(CancellationToken::is_cancelled) {
+            ending = Ending::released(ending.hold, "settlement_late");
         }
     }
 }
@@ -477,9 +524,8 @@ impl Drop for OpenHold {
     fn drop(&mut self) {
         if let Some(hold) = self.hold.take() {
             tracing::error!(request = %hold.id, "a hold was dropped without an end; it is released");
-            let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
             let ending = Ending::released(hold, "gateway_error");
-            self.tasks.spawn(async move { book_until_done(&ledger, &tasks, &ending).await });
+            self.tasks.spawn(book_until_done(self.ledger.clone(), self.tasks.clone(), ending, None));
         }
     }
 }

@@ -7,7 +7,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::App;
 use crate::config::LogFormat;
 use crate::ledger::LedgerError;
-use crate::payments::{ChainHealth, PaymentError};
+use crate::payments::{ChainHealth, PaymentError, State};
 
 /// Seconds, from the time of one memory access to that of a long answer.
 const LATENCY_BUCKETS: &[f64] =
@@ -15,8 +15,13 @@ const LATENCY_BUCKETS: &[f64] =
 
 /// Sends logs to standard error, so that standard output is free for what programs read.
 pub fn start_logs(format: LogFormat) {
-    let filter =
-        EnvFilter::try_from_env("FAREBOX_LOG").unwrap_or_else(|_| EnvFilter::new("farebox=info,warn"));
+    let filter = EnvFilter::try_from_env("FAREBOX_LOG");
+    let filter = filter.unwrap_or_else(|_| EnvFilter::new("farebox=info,warn"));
+    // These would write whole addresses of RPC endpoints, which may hold a key.
+    let filter = ["alloy_transport_http=warn", "alloy_rpc_client=warn", "hyper_util=warn", "reqwest=warn"]
+        .into_iter()
+        .filter_map(|directive| directive.parse().ok())
+        .fold(filter, EnvFilter::add_directive);
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let _ = match format {
         LogFormat::Text => logs.with_ansi(false).try_init(),
@@ -59,14 +64,19 @@ pub async fn update_gauges(app: &App) -> Result<(), GaugeError> {
     let (holds, locked) = app.ledger.open_holds().await?;
     metrics::gauge!("farebox_open_holds").set(gauge(holds));
     metrics::gauge!("farebox_locked_micro").set(gauge(locked.get()));
-    for (state, count) in app.payments.count_by_state().await? {
-        metrics::gauge!("farebox_payments", "state" => state).set(gauge(count));
+    let counts = app.payments.count_by_state().await?;
+    for state in State::ALL {
+        let count = counts.iter().find(|(name, _)| name == state.as_str()).map_or(0, |(_, count)| *count);
+        metrics::gauge!("farebox_payments", "state" => state.as_str()).set(gauge(count));
     }
     let up = app.payments.health() == ChainHealth::Ok;
     metrics::gauge!("farebox_chain_up").set(if up { 1.0 } else { 0.0 });
-    if up && let Ok(wei) = app.payments.chain().gas_balance().await {
-        let gwei = wei / alloy::primitives::U256::from(WEI_PER_GWEI);
-        metrics::gauge!("farebox_relayer_gas_gwei").set(gauge(i64::try_from(gwei).unwrap_or(i64::MAX)));
+    let chain = app.payments.chain();
+    for relayer in chain.relayers().filter(|_| up) {
+        if let Ok(wei) = chain.gas_balance(relayer).await {
+            let gwei = i64::try_from(wei / alloy::primitives::U256::from(WEI_PER_GWEI)).unwrap_or(i64::MAX);
+            metrics::gauge!("farebox_relayer_gas_gwei", "relayer" => relayer.to_string()).set(gauge(gwei));
+        }
     }
     Ok(())
 }

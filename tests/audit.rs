@@ -27,7 +27,9 @@ async fn fill(books: &Books) {
         let payer = wallet(payer_id);
         books.credit(payer, 1000).await;
         books.credit(payer, 500).await;
-        for (number, outcome) in [Outcome::Settled, Outcome::Estimated, Outcome::Released].into_iter().enumerate() {
+        for (number, outcome) in
+            [Outcome::Settled, Outcome::Estimated, Outcome::Released].into_iter().enumerate()
+        {
             let mut held = hold(format!("req_{payer_id}_{number}"), payer, 300);
             held.api_key_id = Some(1);
             ledger.hold(&held).await.unwrap();
@@ -96,9 +98,18 @@ async fn books_that_agree_pass() {
         let report = audit::run(&books.db, None).await.unwrap();
         assert!(!report.has_drift(), "{report}");
         let names: Vec<_> = report.0.iter().map(|row| row.check).collect();
-        for check in
-            [TWO_SIDES, CHAIN_OF_ENTRIES, NEVER_NEGATIVE, BALANCE, LOCKED, ENDS_ONCE, CHARGES, CREDITS, TOTALS, FIGURES]
-        {
+        for check in [
+            TWO_SIDES,
+            CHAIN_OF_ENTRIES,
+            NEVER_NEGATIVE,
+            BALANCE,
+            LOCKED,
+            ENDS_ONCE,
+            CHARGES,
+            CREDITS,
+            TOTALS,
+            FIGURES,
+        ] {
             assert!(names.contains(&check), "{check} was not checked: {report}");
         }
 
@@ -342,6 +353,9 @@ async fn alter_and_audit(books: Books, alteration: &Alteration) {
     let output = audit_command(&books);
     let table = String::from_utf8(output.stdout).unwrap();
     assert_eq!(output.status.code(), Some(1), "{what}:\n{table}");
-    assert!(drift.iter().all(|check| table.lines().any(|l| l.starts_with("DRIFT") && l.contains(check))), "{table}");
+    assert!(
+        drift.iter().all(|check| table.lines().any(|l| l.starts_with("DRIFT") && l.contains(check))),
+        "{table}"
+    );
     books.discard().await;
 }

@@ -10,13 +10,14 @@
 mod support;
 
 mod audit;
-mod ledger;
-mod payments;
 mod clients;
 mod contract;
+mod ledger;
 mod nodes;
+mod payments;
 mod program;
 mod races;
 mod streams;
 mod structure;
+mod torture;
 mod upstream_faults;

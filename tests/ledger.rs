@@ -201,7 +201,11 @@ async fn the_same_end_again_is_the_same_end() {
             assert!(matches!(ledger.end(&other).await, Err(LedgerError::Conflict(_))));
         }
         let receipt = ledger.receipt(payer, "req_1").await.unwrap().unwrap();
-        assert_eq!((receipt.outcome, receipt.charged), (Outcome::Settled, MicroUsdc::new(72)), "the first stands");
+        assert_eq!(
+            (receipt.outcome, receipt.charged),
+            (Outcome::Settled, MicroUsdc::new(72)),
+            "the first stands"
+        );
         assert_eq!(ledger.balance(payer).await.unwrap(), balance(928, 0));
         assert_eq!(ledger.usage_totals(payer).await.unwrap()[0].request_count, 1);
         assert_no_drift(&books.db).await;
@@ -677,8 +681,7 @@ async fn two_who_sweep_at_once_release_each_hold_once() {
     }
     // The second has connections of its own, as another process would.
     let elsewhere = Db::open(&books.url, Access::Serve).await.unwrap();
-    let sweepers =
-        [books.ledger("one"), Ledger::new(elsewhere.clone(), Clock::fixed(NOW), "two".into())];
+    let sweepers = [books.ledger("one"), Ledger::new(elsewhere.clone(), Clock::fixed(NOW), "two".into())];
     let released = at_once(2, |number| {
         let sweeper = sweepers[number].clone();
         async move { sweeper.sweep().await.unwrap() }

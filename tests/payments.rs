@@ -83,7 +83,10 @@ impl Bench {
             min_topup: MicroUsdc::new(1_000_000),
             max_topup: MicroUsdc::new(10_000_000_000),
             confirmations: 1,
-            relayer_key: self.relayer.private_key().into(),
+            max_unfinalized: MicroUsdc::ZERO,
+            max_fee_gwei: 10,
+            erc6492_factories: Vec::new(),
+            relayer_keys: self.relayer.private_key().into(),
         }
     }
 
@@ -148,7 +151,7 @@ impl Bench {
     }
 
     async fn audit(&self, node: &Node) -> audit::Report {
-        let chain = Some((node.payments.chain(), Wallet(self.treasury)));
+        let chain = Some((node.payments.chain().as_ref(), Wallet(self.treasury)));
         audit::run(&self.books.db, chain).await.unwrap()
     }
 }
@@ -449,9 +452,9 @@ async fn a_bad_signature_is_refused() {
         assert_eq!(node.refusal(&payload(&of_another)).await.0, Reason::InvalidSignature);
 
         // The other half of the curve says the same thing, and the token refuses it.
-        let order = U256::from_be_bytes(alloy::primitives::b256!(
-            "fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141"
-        ).0);
+        let order = U256::from_be_bytes(
+            alloy::primitives::b256!("fffffffffffffffffffffffffffffffebaaedce6af48a03bbfd25e8cd0364141").0,
+        );
         let mut high_s = good.clone();
         let s = U256::from_be_slice(&good.signature[32..64]);
         high_s.signature[32..64].copy_from_slice(&(order - s).to_be_bytes::<32>());
@@ -840,9 +843,8 @@ async fn without_a_chain_nothing_is_taken() {
 #[tokio::test]
 async fn a_second_endpoint_stands_in_for_the_first() {
     each(async |bench| {
-        let node = bench
-            .node_with(|config| config.rpc_urls.insert(0, "http://127.0.0.1:1".parse().unwrap()))
-            .await;
+        let node =
+            bench.node_with(|config| config.rpc_urls.insert(0, "http://127.0.0.1:1".parse().unwrap())).await;
         let payer = bench.payer(FIVE_USD).await;
         assert_eq!(node.pay(&payload(&bench.authorization(&payer))).await.state, State::Credited);
         bench.assert_reconciled(&node).await;

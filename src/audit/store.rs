@@ -99,12 +99,37 @@ pub const CHECKS: &[Check] = &[
                   FROM payments p LEFT JOIN entries e
                     ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.from_wallet
                    AND e.amount_micro = p.value_micro
-                  WHERE p.state IN ('credited', 'finalized') AND e.reference IS NULL
+                  WHERE p.state IN ('credited', 'finalized', 'reorged') AND e.reference IS NULL
                   UNION ALL
                   SELECT 'entry of payment ' || e.reference || ' without a credited payment' AS what
                   FROM entries e LEFT JOIN payments p
-                    ON CAST(p.id AS TEXT) = e.reference AND p.state IN ('credited', 'finalized')
+                    ON CAST(p.id AS TEXT) = e.reference AND p.state IN ('credited', 'finalized', 'reorged')
                   WHERE e.kind = 'topup' AND p.id IS NULL",
+    },
+    Check {
+        name: "each undone payment is reversed, and no other",
+        of: "reversals",
+        count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'reversal'",
+        at_odds: "SELECT 'payment ' || p.id || ' undone and not reversed' AS what
+                  FROM payments p LEFT JOIN entries e
+                    ON e.kind = 'reversal' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.from_wallet
+                   AND e.amount_micro = -p.value_micro
+                  WHERE p.state = 'reorged' AND e.reference IS NULL
+                  UNION ALL
+                  SELECT 'payment ' || e.reference || ' reversed and not undone' AS what
+                  FROM entries e LEFT JOIN payments p ON CAST(p.id AS TEXT) = e.reference AND p.state = 'reorged'
+                  WHERE e.kind = 'reversal' AND p.id IS NULL",
+    },
+    Check {
+        name: "debt = what was lent for reversals and not repaid",
+        of: "wallets",
+        count: "SELECT COUNT(*) AS n FROM wallets",
+        at_odds: "SELECT w.address || ' owes ' || w.debt_micro || ', entries say ' || COALESCE(e.total, 0) AS what
+                  FROM wallets w LEFT JOIN (
+                      SELECT wallet, CAST(SUM(amount_micro) AS BIGINT) AS total FROM entries
+                      WHERE contra_account = 'debt' GROUP BY wallet
+                  ) e ON e.wallet = w.address
+                  WHERE w.debt_micro <> COALESCE(e.total, 0)",
     },
     Check {
         name: "usage totals = the sums of receipts",

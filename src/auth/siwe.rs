@@ -1,10 +1,12 @@
 //! Sign-In with Ethereum (EIP-4361): a message that names us, freshly signed by a wallet.
 
+use std::sync::Arc;
+
 use alloy::primitives::eip191_hash_message;
 use reqwest::Url;
 
 use crate::auth::store;
-use crate::chain;
+use crate::chain::{self, Chain};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::db::{Db, DbError};
@@ -59,6 +61,8 @@ pub enum SiweError {
     NotYetValid,
     #[error("the signature is not by {0}: sign the very text of the message with that wallet")]
     Signature(Wallet),
+    #[error("the wallet's contract cannot be asked at the moment: try again shortly")]
+    ChainUnavailable,
     #[error("the nonce was used for a change already: sign a message with a new nonce")]
     NonceUsed,
     #[error("the nonce was used for reading and cannot make changes: sign a message with a new nonce")]
@@ -81,11 +85,14 @@ pub struct Siwe {
     clock: Clock,
     domains: Vec<String>,
     chain_ids: Vec<u64>,
+    /// Asked what a contract wallet says to a signature.
+    chain: Arc<Chain>,
 }
 
 impl Siwe {
-    pub fn new(db: Db, clock: Clock, config: &config::Auth) -> Self {
-        Self { db, clock, domains: config.siwe_domains.clone(), chain_ids: config.chain_ids.clone() }
+    pub fn new(db: Db, clock: Clock, config: &config::Auth, chain: Arc<Chain>) -> Self {
+        let (domains, chain_ids) = (config.siwe_domains.clone(), config.chain_ids.clone());
+        Self { db, clock, domains, chain_ids, chain }
     }
 
     /// Verifies a signed message and uses its nonce up, as far as `purpose` uses it.
@@ -104,7 +111,7 @@ impl Siwe {
         self.check_names(&signed)?;
         self.check_times(&signed)?;
         let wallet = Wallet(signed.address.into());
-        self.check_signature(message, &signature, wallet)?;
+        self.check_signature(message, &signature, wallet).await?;
         self.use_nonce(wallet, &signed.nonce, purpose).await?;
         Ok(wallet)
     }
@@ -144,14 +151,24 @@ impl Siwe {
         Ok(())
     }
 
-    /// Of a key's wallet the signature recovers to the address. Contract wallets, which answer for
-    /// themselves on the chain (EIP-1271), will be asked here.
-    fn check_signature(&self, message: &str, signature: &[u8], wallet: Wallet) -> Result<(), SiweError> {
+    /// A key that recovers to the address is proof, also where the account has delegated to code
+    /// (EIP-7702); of any other the wallet's contract is asked (EIP-1271).
+    async fn check_signature(
+        &self,
+        message: &str,
+        signature: &[u8],
+        wallet: Wallet,
+    ) -> Result<(), SiweError> {
         let hash = eip191_hash_message(message);
         if chain::recover(hash, signature) == Some(wallet.0) {
-            Ok(())
-        } else {
-            Err(SiweError::Signature(wallet))
+            return Ok(());
+        }
+        match self.chain.is_valid_signature(wallet, hash, signature).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(SiweError::Signature(wallet)),
+            // While the chain is away, a signature in the form of a key's is taken for a wrong one.
+            Err(_) if signature.len() == 65 => Err(SiweError::Signature(wallet)),
+            Err(_) => Err(SiweError::ChainUnavailable),
         }
     }
 

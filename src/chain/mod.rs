@@ -3,10 +3,10 @@
 //! Several RPC endpoints may be configured; a call goes to the first that answers. An endpoint that
 //! cannot be reached is [`ChainError::Unreachable`]; one that answers with an error has answered.
 
+mod endpoints;
+mod sighting;
+mod smart_wallet;
 mod token;
-
-use std::future::Future;
-use std::time::Duration;
 
 use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
 use alloy::eips::eip2718::Encodable2718 as _;
@@ -14,28 +14,27 @@ use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::network::TxSignerSync as _;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
-use alloy::rpc::client::RpcClient;
-use alloy::rpc::types::{Filter, Log, TransactionInput, TransactionRequest};
+use alloy::rpc::types::{Filter, TransactionInput, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolEvent as _;
-use alloy::transports::http::Http;
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
+use std::future::Future;
 
+pub use sighting::{Depth, Sighting, View};
 pub use token::{Authorization, TokenDomain};
 
 use crate::config::Payments;
 use crate::id::{Entropy, Wallet};
 use crate::money::MicroUsdc;
+use endpoints::Endpoints;
+use sighting::{found, transfer_value};
 use token::usdc;
 
-/// One call to one endpoint may take this long.
-const RPC_TIMEOUT: Duration = Duration::from_secs(10);
-/// Blocks asked for in one `eth_getLogs`; public endpoints refuse much more.
-const LOG_BLOCKS: u64 = 2_000;
 /// Gas for one transfer by authorization: measured 79,000, or 96,000 into a new account; a smart
 /// wallet's own check comes on top. More than this is never paid for.
 const GAS_LIMIT: u64 = 300_000;
+const WEI_PER_GWEI: u128 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
@@ -50,6 +49,8 @@ pub enum ChainError {
     Refused(String),
     #[error("{FAREBOX_RELAYER_KEY} is not a private key", FAREBOX_RELAYER_KEY = crate::config::RELAYER_KEY)]
     BadRelayerKey,
+    #[error("there is no key for the relayer {0} any more")]
+    UnknownRelayer(Wallet),
     #[error("an RPC endpoint answered with nonsense: {0}")]
     Nonsense(String),
 }
@@ -57,8 +58,8 @@ pub enum ChainError {
 /// What is wrong with the token at the configured address: a mistake that no retry mends.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenMismatch {
-    #[error("the RPC endpoint serves chain {actual}, and payments.network says {expected}")]
-    Chain { expected: u64, actual: u64 },
+    #[error("the RPC endpoint at {host} serves chain {actual}, and payments.network says {expected}")]
+    Chain { host: String, expected: u64, actual: u64 },
     #[error(
         "the token {asset} signs in another EIP-712 domain than payments.asset_name {name:?} and \
          asset_version {version:?} make: its separator is {actual}, ours {expected}"
@@ -102,6 +103,9 @@ pub enum TxStatus {
 /// A transaction signed and not yet sent.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SignedTx {
+    pub relayer: Wallet,
+    pub account_nonce: u64,
+    pub fees: Fees,
     pub hash: B256,
     pub raw: Bytes,
 }
@@ -121,30 +125,27 @@ pub struct RelayerKey {
 
 /// The link to one chain and one token on it, and the account that pays for gas.
 pub struct Chain {
-    endpoints: Vec<RootProvider>,
+    endpoints: Endpoints,
     chain_id: u64,
     asset: Wallet,
     domain: TokenDomain,
-    relayer: PrivateKeySigner,
+    /// The accounts that pay for gas; each sends in its own order, so several settle in parallel.
+    relayers: Vec<PrivateKeySigner>,
+    max_fee_wei: u128,
+    /// Contracts that may deploy a wallet on the way (ERC-6492).
+    factories: Vec<Wallet>,
 }
 
 impl Chain {
     pub fn new(config: &Payments) -> Result<Self, ChainError> {
-        let client = reqwest::Client::builder()
-            .timeout(RPC_TIMEOUT)
-            .connect_timeout(RPC_TIMEOUT)
-            .build()
-            .map_err(|e| ChainError::Unreachable(e.to_string()))?;
-        let endpoints = config.rpc_urls.iter().map(|url| {
-            let transport = Http::with_client(client.clone(), url.clone());
-            RootProvider::new(RpcClient::new(transport, false))
-        });
         Ok(Self {
-            endpoints: endpoints.collect(),
+            endpoints: Endpoints::new(&config.rpc_urls)?,
             chain_id: config.chain_id,
             asset: config.token.address,
             domain: TokenDomain::new(&config.token, config.chain_id),
-            relayer: relayer(&config.relayer_key)?,
+            relayers: relayers(&config.relayer_keys)?,
+            factories: config.erc6492_factories.clone(),
+            max_fee_wei: u128::from(config.max_fee_gwei).saturating_mul(WEI_PER_GWEI),
         })
     }
 
@@ -167,15 +168,21 @@ impl Chain {
         &self.domain
     }
 
-    pub fn relayer(&self) -> Wallet {
-        Wallet(self.relayer.address())
+    pub fn relayers(&self) -> impl Iterator<Item = Wallet> {
+        self.relayers.iter().map(|signer| Wallet(signer.address()))
+    }
+
+    /// The relayer that settles a payment.
+    pub fn relayer_for(&self, payment_id: i64) -> Wallet {
+        let count = i64::try_from(self.relayers.len()).unwrap_or(1).max(1);
+        let index = usize::try_from(payment_id.rem_euclid(count)).unwrap_or_default();
+        Wallet(self.relayers[index].address())
     }
 
     /// Compares the chain and the token's EIP-712 domain with what is configured.
     pub async fn check_token(&self) -> Result<(), TokenCheckError> {
-        let actual = self.ask(|rpc| async move { rpc.get_chain_id().await }).await?;
-        if actual != self.chain_id {
-            return Err(TokenMismatch::Chain { expected: self.chain_id, actual }.into());
+        if let Some((host, actual)) = self.endpoints.check_chain(self.chain_id).await? {
+            return Err(TokenMismatch::Chain { host, expected: self.chain_id, actual }.into());
         }
         let actual = self.read_token(&usdc::DOMAIN_SEPARATORCall {}).await?;
         let expected = self.domain.separator();
@@ -201,9 +208,18 @@ impl Chain {
         self.block(BlockNumberOrTag::Finalized).await
     }
 
+    /// The hash of the block that the chain has at a height now.
+    pub async fn block_hash(&self, number: u64) -> Result<Option<B256>, ChainError> {
+        let block = self.ask(|rpc| async move { rpc.get_block_by_number(number.into()).await }).await?;
+        Ok(block.map(|block| block.header.hash))
+    }
+
     async fn block(&self, tag: BlockNumberOrTag) -> Result<Block, ChainError> {
         let block = self.ask(|rpc| async move { rpc.get_block_by_number(tag).await }).await?;
         let block = block.ok_or_else(|| ChainError::Nonsense(format!("there is no {tag} block")))?;
+        if tag == BlockNumberOrTag::Latest {
+            self.endpoints.note_head(block.header.number)?;
+        }
         Ok(Block { number: block.header.number, timestamp: block.header.timestamp })
     }
 
@@ -219,31 +235,77 @@ impl Chain {
 
     /// Whether an authorization was used, or cancelled: the token does not tell the two apart.
     pub async fn is_nonce_used(&self, from: Wallet, nonce: B256) -> Result<bool, ChainError> {
-        self.read_token(&usdc::authorizationStateCall { authorizer: from.0, nonce }).await
+        let call = usdc::authorizationStateCall { authorizer: from.0, nonce };
+        self.read_token_at(&call, BlockId::pending()).await
     }
 
-    /// The relayer's balance of the chain's own coin, in wei.
-    pub async fn gas_balance(&self) -> Result<U256, ChainError> {
-        let relayer = self.relayer.address();
-        self.ask(|rpc| async move { rpc.get_balance(relayer).await }).await
+    /// Whether it had been by an earlier block.
+    pub async fn was_nonce_used_at(&self, from: Wallet, nonce: B256, block: u64) -> Result<bool, ChainError> {
+        let call = usdc::authorizationStateCall { authorizer: from.0, nonce };
+        self.read_token_at(&call, block.into()).await
     }
 
-    /// The account nonce of the relayer's next transaction, those waiting to be mined counted.
-    pub async fn relayer_nonce(&self) -> Result<u64, ChainError> {
-        let relayer = self.relayer.address();
-        self.ask(|rpc| async move { rpc.get_transaction_count(relayer).pending().await }).await
+    /// A relayer's balance of the chain's own coin, in wei.
+    pub async fn gas_balance(&self, relayer: Wallet) -> Result<U256, ChainError> {
+        self.ask(|rpc| async move { rpc.get_balance(relayer.0).await }).await
     }
 
+    /// How many settlements a relayer can pay for at most, at the highest fee it may offer.
+    pub async fn settlements_affordable(&self, relayer: Wallet) -> Result<u64, ChainError> {
+        let dearest = U256::from(GAS_LIMIT).saturating_mul(U256::from(self.max_fee_wei.max(1)));
+        Ok(u64::try_from(self.gas_balance(relayer).await? / dearest).unwrap_or(u64::MAX))
+    }
+
+    /// The account nonce of a relayer's next transaction, those waiting to be mined counted.
+    pub async fn next_nonce(&self, relayer: Wallet) -> Result<u64, ChainError> {
+        self.ask(|rpc| async move { rpc.get_transaction_count(relayer.0).pending().await }).await
+    }
+
+    /// How many transactions of a relayer the chain has taken, so far or for good.
+    pub async fn taken_nonces(&self, relayer: Wallet, depth: Depth) -> Result<u64, ChainError> {
+        let at = match depth {
+            Depth::Head => BlockId::latest(),
+            Depth::Finalized => BlockId::finalized(),
+        };
+        self.ask(|rpc| async move { rpc.get_transaction_count(relayer.0).block_id(at).await }).await
+    }
+
+    /// What to offer for gas now, within the configured cap.
     pub async fn fees(&self) -> Result<Fees, ChainError> {
         let fees = self.ask(|rpc| async move { rpc.estimate_eip1559_fees().await }).await?;
-        Ok(Fees { max_fee: fees.max_fee_per_gas, max_priority_fee: fees.max_priority_fee_per_gas })
+        Ok(self
+            .capped(Fees { max_fee: fees.max_fee_per_gas, max_priority_fee: fees.max_priority_fee_per_gas }))
+    }
+
+    /// What a replacement must offer: nodes want a tenth more than the transaction it replaces.
+    /// `None` if the cap does not allow that.
+    pub async fn replacement_fees(&self, replaced: Fees) -> Result<Option<Fees>, ChainError> {
+        let now = self.fees().await?;
+        let more = |wei: u128| wei.saturating_add(wei / 8).saturating_add(1);
+        let fees = self.capped(Fees {
+            max_fee: now.max_fee.max(more(replaced.max_fee)),
+            max_priority_fee: now.max_priority_fee.max(more(replaced.max_priority_fee)),
+        });
+        let enough = fees.max_fee >= more(replaced.max_fee)
+            && fees.max_priority_fee >= more(replaced.max_priority_fee);
+        Ok(enough.then_some(fees))
+    }
+
+    fn capped(&self, fees: Fees) -> Fees {
+        let max_fee = fees.max_fee.min(self.max_fee_wei);
+        Fees { max_fee, max_priority_fee: fees.max_priority_fee.min(max_fee) }
     }
 
     /// Runs the transfer without sending it, on the pending block: on the latest one, seconds old,
     /// a fresh authorization is not valid yet.
     pub async fn simulate(&self, authorization: &Authorization, signature: &[u8]) -> Result<(), ChainError> {
-        let input = authorization.transfer_call(signature);
-        let call = self.token_call(input).from(self.relayer.address()).gas_limit(GAS_LIMIT);
+        let settlement = self.settlement_call(authorization, signature)?;
+        let relayer = self.relayers.first().map(PrivateKeySigner::address).unwrap_or_default();
+        let call = TransactionRequest::default()
+            .from(relayer)
+            .to(settlement.to)
+            .input(TransactionInput::new(settlement.input))
+            .gas_limit(settlement.gas_limit);
         let pending = BlockId::pending();
         self.ask(|rpc| {
             let call = call.clone();
@@ -253,29 +315,34 @@ impl Chain {
         .map(drop)
     }
 
-    /// Signs the transfer for one account nonce. Nothing is sent.
+    /// Signs the transfer for one account nonce of a relayer of ours. Nothing is sent.
     pub fn sign(
         &self,
+        relayer: Wallet,
         authorization: &Authorization,
         signature: &[u8],
         account_nonce: u64,
         fees: Fees,
     ) -> Result<SignedTx, ChainError> {
+        let signer = self.relayers.iter().find(|signer| signer.address() == relayer.0);
+        let signer = signer.ok_or(ChainError::UnknownRelayer(relayer))?;
+        let settlement = self.settlement_call(authorization, signature)?;
         let mut tx = TxEip1559 {
             chain_id: self.chain_id,
             nonce: account_nonce,
-            gas_limit: GAS_LIMIT,
+            gas_limit: settlement.gas_limit,
             max_fee_per_gas: fees.max_fee,
             max_priority_fee_per_gas: fees.max_priority_fee,
-            to: TxKind::Call(self.asset.0),
+            to: TxKind::Call(settlement.to),
             value: U256::ZERO,
             access_list: Default::default(),
-            input: authorization.transfer_call(signature),
+            input: settlement.input,
         };
-        let signed = self.relayer.sign_transaction_sync(&mut tx);
+        let signed = signer.sign_transaction_sync(&mut tx);
         let signed = tx.into_signed(signed.map_err(|e| ChainError::Nonsense(e.to_string()))?);
         let envelope = TxEnvelope::from(signed);
-        Ok(SignedTx { hash: *envelope.tx_hash(), raw: envelope.encoded_2718().into() })
+        let (hash, raw) = (*envelope.tx_hash(), envelope.encoded_2718().into());
+        Ok(SignedTx { relayer, account_nonce, fees, hash, raw })
     }
 
     /// Sends signed bytes. Sending the same again is no error: the chain has them already.
@@ -299,43 +366,6 @@ impl Chain {
         })
     }
 
-    /// Looks for the transfer an authorization paid for, whoever sent it: the token's own
-    /// `AuthorizationUsed` and, at the next log index of that transaction, the `Transfer` of this
-    /// value to this receiver. `authorizationState` alone would not do: cancelling sets it too.
-    pub async fn find_transfer(
-        &self,
-        authorization: &Authorization,
-        from_block: u64,
-        to_block: u64,
-    ) -> Result<Option<FoundTransfer>, ChainError> {
-        let used = Filter::new()
-            .address(self.asset.0)
-            .event_signature(usdc::AuthorizationUsed::SIGNATURE_HASH)
-            .topic1(authorization.from.0.into_word())
-            .topic2(authorization.nonce);
-        for used in self.logs(used, from_block, to_block).await? {
-            let (Some(block), Some(index)) = (used.block_number, used.log_index) else { continue };
-            let transfers = Filter::new()
-                .address(self.asset.0)
-                .event_signature(usdc::Transfer::SIGNATURE_HASH)
-                .topic1(authorization.from.0.into_word())
-                .topic2(authorization.to.0.into_word());
-            let next = self.logs(transfers, block, block).await?.into_iter().find(|log| {
-                log.log_index == index.checked_add(1)
-                    && log.transaction_hash == used.transaction_hash
-                    && log.block_hash == used.block_hash
-            });
-            let Some(log) = next else { continue };
-            if transfer_value(&log) != Some(authorization.value) {
-                continue;
-            }
-            if let Some(found) = found(&log) {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
     /// Every transfer of the token to `receiver` in a range of blocks, with its value.
     pub async fn transfers_to(
         &self,
@@ -347,32 +377,24 @@ impl Chain {
             .address(self.asset.0)
             .event_signature(usdc::Transfer::SIGNATURE_HASH)
             .topic2(receiver.0.into_word());
-        let logs = self.logs(filter, from_block, to_block).await?;
+        let logs = self.logs(&filter, from_block, to_block).await?;
         Ok(logs.iter().filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
     }
 
-    async fn logs(&self, filter: Filter, from: u64, to: u64) -> Result<Vec<Log>, ChainError> {
-        let mut logs = Vec::new();
-        let mut start = from;
-        while start <= to {
-            let end = to.min(start.saturating_add(LOG_BLOCKS - 1));
-            let filter = filter.clone().from_block(start).to_block(end);
-            let found = self.ask(|rpc| {
-                let filter = filter.clone();
-                async move { rpc.get_logs(&filter).await }
-            });
-            logs.extend(found.await?.into_iter().filter(|log| !log.removed));
-            start = end.saturating_add(1);
-        }
-        Ok(logs)
+    async fn read_token<C: alloy::sol_types::SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {
+        self.read_token_at(call, BlockId::latest()).await
     }
 
-    async fn read_token<C: alloy::sol_types::SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {
+    async fn read_token_at<C: alloy::sol_types::SolCall>(
+        &self,
+        call: &C,
+        block: BlockId,
+    ) -> Result<C::Return, ChainError> {
         let call = self.token_call(call.abi_encode().into());
         let output = self
             .ask(|rpc| {
                 let call = call.clone();
-                async move { rpc.call(call).await }
+                async move { rpc.call(call).block(block).await }
             })
             .await?;
         C::abi_decode_returns(&output).map_err(|e| ChainError::Nonsense(e.to_string()))
@@ -382,39 +404,17 @@ impl Chain {
         TransactionRequest::default().to(self.asset.0).input(TransactionInput::new(input))
     }
 
-    /// Asks each endpoint in turn until one answers.
     async fn ask<'a, T, F>(&'a self, call: impl Fn(&'a RootProvider) -> F) -> Result<T, ChainError>
     where
         F: Future<Output = Result<T, RpcError<TransportErrorKind>>>,
     {
-        let mut last = String::from("none is configured");
-        for rpc in &self.endpoints {
-            match tokio::time::timeout(RPC_TIMEOUT, call(rpc)).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(RpcError::ErrorResp(error))) => return Err(refusal(error.code, &error.message)),
-                // An endpoint's address may hold its key, so no error text of the transport is kept.
-                Ok(Err(RpcError::Transport(TransportErrorKind::HttpError(error)))) => {
-                    last = format!("HTTP {}", error.status);
-                }
-                Ok(Err(_)) => last = "the connection failed".into(),
-                Err(_) => last = format!("no answer within {} s", RPC_TIMEOUT.as_secs()),
-            }
-        }
-        Err(ChainError::Unreachable(last))
+        self.endpoints.ask(call).await
     }
 }
 
-/// geth, reth and anvil give a revert the code 3; others only say the word.
-fn refusal(code: i64, message: &str) -> ChainError {
-    if code == 3 || message.contains("revert") {
-        ChainError::Reverted(message.to_owned())
-    } else {
-        ChainError::Refused(message.to_owned())
-    }
-}
-
-fn relayer(key: &SecretString) -> Result<PrivateKeySigner, ChainError> {
-    key.expose_secret().trim().parse().map_err(|_| ChainError::BadRelayerKey)
+fn relayers(keys: &SecretString) -> Result<Vec<PrivateKeySigner>, ChainError> {
+    let parse = |key: &str| key.trim().parse().map_err(|_| ChainError::BadRelayerKey);
+    keys.expose_secret().split(',').map(parse).collect()
 }
 
 /// The words that geth, reth and anvil answer with when they have a transaction already.
@@ -423,19 +423,6 @@ fn is_already_there(why: &str) -> bool {
     ["already known", "already imported", "nonce too low", "already in mempool"]
         .iter()
         .any(|words| why.contains(words))
-}
-
-fn transfer_value(log: &Log) -> Option<U256> {
-    usdc::Transfer::decode_log(&log.inner).ok().map(|transfer| transfer.value)
-}
-
-fn found(log: &Log) -> Option<FoundTransfer> {
-    Some(FoundTransfer {
-        tx_hash: log.transaction_hash?,
-        block_number: log.block_number?,
-        block_hash: log.block_hash?,
-        log_index: log.log_index?,
-    })
 }
 
 /// Micro-USDC from the token's own integer, where it fits the books.

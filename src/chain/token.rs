@@ -20,6 +20,7 @@ pub mod usdc {
         ) external;
 
         event AuthorizationUsed(address indexed authorizer, bytes32 indexed nonce);
+        event AuthorizationCanceled(address indexed authorizer, bytes32 indexed nonce);
         event Transfer(address indexed from, address indexed to, uint256 value);
 
         /// What a payer signs (EIP-3009).

@@ -18,6 +18,9 @@ const DEFAULT_MAX_TOKENS: u64 = 1024;
 const MAX_CHOICES: u64 = 128;
 /// Tokens that a chat template puts around one message, generously.
 const TOKENS_AROUND_MESSAGE: u64 = 16;
+/// Tokens of what a model is told before the first message: the templates of open models have up to
+/// a hundred.
+const TOKENS_AROUND_REQUEST: u64 = 256;
 /// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346.
 const TOKENS_AROUND_TOOLS: u64 = 1024;
 /// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
@@ -102,8 +105,52 @@ const NOT_PROMPT: &[&str] = &[
     "prediction",
 ];
 
-/// Members that would buy something the catalogue has no price for.
+/// Members that are read here, and so must not mean something else to the upstream.
+const INTERPRETED: &[&str] = &[
+    "model",
+    "messages",
+    "max_tokens",
+    "max_completion_tokens",
+    "n",
+    "stream",
+    "stream_options",
+    "tools",
+    "functions",
+    "prediction",
+    "service_tier",
+    "modalities",
+    "thinking",
+    "reasoning_effort",
+    "models",
+    "web_search_options",
+    "plugins",
+    "audio",
+    "route",
+    "preset",
+    "fallbacks",
+    "api_base",
+    "base_url",
+    "model_list",
+    "search_parameters",
+    "search_settings",
+    "enable_search",
+    "extra_body",
+    "chat_template",
+];
+
+/// Members that would buy something the catalogue has no price for, or escape the bounds.
 const NOT_PRICED: &[(&str, &str)] = &[
+    ("route", "other routes are not priced here: leave it out"),
+    ("preset", "presets are not priced here: leave it out"),
+    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
+    ("model_list", "a list of models cannot be priced: name one in `model`"),
+    ("api_base", "the upstream is the operator's to choose: leave it out"),
+    ("base_url", "the upstream is the operator's to choose: leave it out"),
+    ("search_parameters", "web searches are not priced here: leave it out"),
+    ("search_settings", "web searches are not priced here: leave it out"),
+    ("enable_search", "web searches are not priced here: leave it out"),
+    ("extra_body", "its members belong into the request itself"),
+    ("chat_template", "a prompt of another template cannot be bounded: leave it out"),
     ("models", "a list of models cannot be priced: name one in `model`"),
     ("web_search_options", "web searches are not priced here: leave it out"),
     ("plugins", "plugins are not priced here: leave it out"),
@@ -117,17 +164,15 @@ impl<'a> ChatRequest<'a> {
             param: None,
             message: format!("the body must be a JSON object: {e}"),
         })?;
-        if let Some(key) = object.duplicate_key() {
-            return Err(bad_value(key, "is given twice: send it once"));
+        if let Some(key) = object.ambiguous_key(INTERPRETED) {
+            return Err(bad_value(key, "is there twice, or not spelt as the API spells it"));
         }
         let model: String = required(&object, "model")?;
         let messages = object.get_non_null("messages");
         let messages =
             messages.ok_or_else(|| bad("missing_required_parameter", "messages", "messages is required"))?;
         let stream = optional(&object, "stream", "must be true or false")?.unwrap_or(false);
-        let wants_usage = optional::<StreamOptions>(&object, "stream_options", "must be an object")?
-            .and_then(|options| options.include_usage)
-            .unwrap_or(false);
+        let wants_usage = wants_usage(&object)?;
         let choices = optional(&object, "n", "must be a whole number")?.unwrap_or(1);
         if choices == 0 || choices > MAX_CHOICES {
             return Err(bad_value("n", format!("n must be between 1 and {MAX_CHOICES}")));
@@ -168,9 +213,14 @@ impl<'a> ChatRequest<'a> {
         Ok(Bounds { prompt, completion, estimated_prompt: self.prompt.estimate().min(prompt) })
     }
 
-    /// Choices times tokens: how a limit that can be paid is told apart from the completion bound.
     pub fn choices(&self) -> u64 {
         self.choices
+    }
+
+    /// The largest `max_tokens` with which no more than `completion` tokens can come, if there is one.
+    pub fn limit_within(&self, completion: u64) -> Option<u64> {
+        let tokens = completion.checked_sub(self.prediction_bytes)? / self.choices;
+        (tokens > 0).then_some(tokens)
     }
 
     fn max_tokens_for(&self, offer: &Offer) -> u64 {
@@ -207,9 +257,15 @@ const LIMIT_FIELDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
 /// What asks a model to reason unseen.
 const REASONING_FIELDS: [&str; 2] = ["thinking", "reasoning_effort"];
 
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
+/// Whether `stream_options` asks for the usage.
+fn wants_usage(object: &Object<'_>) -> Result<bool, BadRequest> {
+    let Some(options) = optional::<Object<'_>>(object, "stream_options", "must be an object")? else {
+        return Ok(false);
+    };
+    if options.ambiguous_key(&["include_usage"]).is_some() {
+        return Err(bad_value("stream_options", "stream_options must hold each member once"));
+    }
+    Ok(optional(&options, "include_usage", "must be true or false")?.unwrap_or(false))
 }
 
 fn required<'a, T: Deserialize<'a>>(object: &'a Object<'_>, key: &str) -> Result<T, BadRequest> {
@@ -260,31 +316,16 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     if modalities.is_some_and(|list| list.iter().any(|modality| modality != "text")) {
         return Err(bad("unsupported_parameter", "modalities", "only text output is priced here"));
     }
-    let tools: Option<Vec<Typed<'_>>> = optional(object, "tools", "must be a list of tools")?;
-    let built_in = |tool: &Typed<'_>| !matches!(tool.r#type.as_deref(), Some("function" | "custom"));
-    if tools.is_some_and(|tools| tools.iter().any(built_in)) {
+    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
+    let priced = |tool: &Object<'_>| {
+        tool.ambiguous_key(&["type"]).is_none()
+            && matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
+    };
+    if tools.is_some_and(|tools| !tools.iter().all(priced)) {
         let message = "tools that the provider runs itself are not priced here: send functions only";
         return Err(bad("unsupported_parameter", "tools", message));
     }
     Ok(())
-}
-
-/// Anything with a `type`: a tool, a part of a message.
-#[derive(Deserialize)]
-struct Typed<'a> {
-    #[serde(borrow)]
-    r#type: Option<Cow<'a, str>>,
-    #[serde(borrow)]
-    text: Option<&'a RawValue>,
-}
-
-#[derive(Deserialize)]
-struct Message<'a> {
-    #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    /// An earlier spoken answer, by its id: its tokens are not in these bytes.
-    #[serde(borrow)]
-    audio: Option<&'a RawValue>,
 }
 
 impl Prompt {
@@ -316,27 +357,34 @@ impl Prompt {
     }
 
     fn add_message(&mut self, raw: &RawValue) -> Result<(), &'static str> {
-        let message: Message<'_> =
-            serde_json::from_str(raw.get()).map_err(|_| "must be an object with each member once")?;
-        if message.audio.is_some_and(|audio| audio.get() != "null") {
+        let unreadable = "must be an object with each member once, spelt as the API spells it";
+        let message = Object::parse(raw.get().as_bytes()).map_err(|_| unreadable)?;
+        if message.ambiguous_key(&["role", "content", "audio"]).is_some() {
+            return Err(unreadable);
+        }
+        // An earlier spoken answer, by its id: its tokens are not in these bytes.
+        if message.get_non_null("audio").is_some() {
             self.parts_not_text += 1;
         }
-        let content = message.content.map_or("null", RawValue::get);
+        let content = message.get("content").unwrap_or("null");
         match content.as_bytes().first() {
             Some(b'[') => {
-                let parts: Vec<Typed<'_>> =
+                let parts: Vec<Object<'_>> =
                     serde_json::from_str(content).map_err(|_| "has content that is no list of parts")?;
                 for part in parts {
-                    match part.r#type.as_deref() {
-                        Some("text" | "refusal") => {
-                            self.text_bytes += part.text.map_or(0, |t| length(t.get()))
+                    if part.ambiguous_key(&["type", "text"]).is_some() {
+                        return Err(unreadable);
+                    }
+                    match part.get("type") {
+                        Some(r#""text""# | r#""refusal""#) => {
+                            self.text_bytes += part.get("text").map_or(0, length);
                         }
                         _ => self.parts_not_text += 1,
                     }
                 }
                 Ok(())
             }
-            Some(b'"') | Some(b'n') => {
+            Some(b'"' | b'n') => {
                 self.text_bytes += length(raw.get());
                 Ok(())
             }
@@ -350,7 +398,8 @@ impl Prompt {
         if self.parts_not_text > 0 {
             return context_length;
         }
-        let around = self.messages.saturating_mul(TOKENS_AROUND_MESSAGE);
+        let around =
+            self.messages.saturating_mul(TOKENS_AROUND_MESSAGE).saturating_add(TOKENS_AROUND_REQUEST);
         let tools = if self.has_tools { TOKENS_AROUND_TOOLS } else { 0 };
         self.bytes.saturating_add(around).saturating_add(tools).min(context_length)
     }
@@ -397,9 +446,11 @@ pub enum NotAnAnswer {
 impl<'a> Answer<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, NotAnAnswer> {
         let object = Object::parse(body).map_err(|_| NotAnAnswer::Nonsense)?;
+        if object.get_non_null("error").is_some() {
+            return Err(NotAnAnswer::Error);
+        }
         match object.get("choices") {
             Some(choices) if choices.starts_with('[') => Ok(Self { object }),
-            _ if object.get_non_null("error").is_some() => Err(NotAnAnswer::Error),
             _ => Err(NotAnAnswer::Nonsense),
         }
     }
@@ -410,7 +461,12 @@ impl<'a> Answer<'a> {
 
     /// Output tokens, where the answer does not say how many there were.
     pub fn estimated_completion(&self) -> u64 {
-        estimate_tokens(self.object.get("choices").map_or(0, length))
+        let choices = self.object.get("choices").unwrap_or("[]");
+        match serde_json::from_str::<Vec<Choice<'_>>>(choices) {
+            Ok(choices) => estimate_tokens(choices.iter().map(Choice::output_bytes).sum()),
+            // Not the shape we know, but output all the same.
+            Err(_) => estimate_tokens(length(choices)),
+        }
     }
 
     /// The answer for the client: the model by the name it asked for, and what was charged.
@@ -445,63 +501,59 @@ pub struct StreamTap {
     usage_raw: Option<String>,
     delivered_bytes: u64,
     delivered_chunks: u64,
-    finished: bool,
+    /// Choices that have not given a reason for their end yet.
+    unfinished_choices: u64,
 }
 
+/// A choice of an answer, or of a chunk of one.
 #[derive(Deserialize)]
 struct Choice<'a> {
-    #[serde(borrow)]
-    delta: Option<Delta<'a>>,
+    #[serde(borrow, alias = "message")]
+    delta: Option<Object<'a>>,
     #[serde(borrow)]
     finish_reason: Option<&'a RawValue>,
 }
 
-/// Where output is; anything in these counts as delivered.
 #[derive(Deserialize)]
-struct Delta<'a> {
+struct ToolCall<'a> {
     #[serde(borrow)]
-    content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning: Option<&'a RawValue>,
-    #[serde(borrow)]
-    reasoning_content: Option<&'a RawValue>,
-    #[serde(borrow)]
-    refusal: Option<&'a RawValue>,
-    #[serde(borrow)]
-    tool_calls: Option<&'a RawValue>,
-    #[serde(borrow)]
-    function_call: Option<&'a RawValue>,
+    function: Option<Object<'a>>,
 }
 
-impl Delta<'_> {
-    /// Bytes of output, without the quotes around it.
-    fn bytes(&self) -> u64 {
-        [
-            self.content,
-            self.reasoning,
-            self.reasoning_content,
-            self.refusal,
-            self.tool_calls,
-            self.function_call,
-        ]
-        .into_iter()
-        .flatten()
-        .map(RawValue::get)
-        .filter(|json| *json != "null")
-        .map(|json| length(json).saturating_sub(2))
-        .sum()
+impl Choice<'_> {
+    /// Bytes of output: texts without their quotes, and of calls what the model wrote.
+    fn output_bytes(&self) -> u64 {
+        let Some(delta) = &self.delta else { return 0 };
+        let texts = ["content", "reasoning", "reasoning_content", "refusal"];
+        let texts: u64 = texts.iter().map(|key| text_bytes(delta, key)).sum();
+        let calls = delta.get_non_null("tool_calls").map_or(0, |json| {
+            match serde_json::from_str::<Vec<ToolCall<'_>>>(json) {
+                Ok(calls) => calls.iter().filter_map(|call| call.function.as_ref()).map(call_bytes).sum(),
+                Err(_) => length(json),
+            }
+        });
+        texts.saturating_add(calls)
     }
 }
 
+fn call_bytes(function: &Object<'_>) -> u64 {
+    text_bytes(function, "name").saturating_add(text_bytes(function, "arguments"))
+}
+
+fn text_bytes(object: &Object<'_>, key: &str) -> u64 {
+    object.get_non_null(key).map_or(0, |json| length(json).saturating_sub(2))
+}
+
 impl StreamTap {
-    pub fn new(model: &str, wants_usage: bool) -> Self {
+    /// For a request of so many `choices`, from a client that asked for `model` by this name.
+    pub fn new(model: &str, wants_usage: bool, choices: u64) -> Self {
         Self {
             model_json: quote(model),
             wants_usage,
+            unfinished_choices: choices,
             usage_raw: None,
             delivered_bytes: 0,
             delivered_chunks: 0,
-            finished: false,
         }
     }
 
@@ -517,14 +569,14 @@ impl StreamTap {
         }
         let empty = self.count(object.get_non_null("choices"));
         let report = object.get_non_null("usage").map(str::to_owned);
+        let readable = report.clone().filter(|report| Usage::from_openai(report).is_some());
+        self.usage_raw = readable.or(self.usage_raw.take());
         if !self.wants_usage {
             if empty && report.is_some() {
-                self.usage_raw = report;
                 return Forward::Skip;
             }
             object.remove("usage");
         }
-        self.usage_raw = report.or(self.usage_raw.take());
         if object.get("model").is_some() {
             object.set("model", self.model_json.as_str());
         }
@@ -540,10 +592,12 @@ impl StreamTap {
             return false;
         };
         for choice in &choices {
-            let bytes = choice.delta.as_ref().map_or(0, Delta::bytes);
+            let bytes = choice.output_bytes();
             self.delivered_bytes = self.delivered_bytes.saturating_add(bytes);
             self.delivered_chunks += u64::from(bytes > 0);
-            self.finished |= choice.finish_reason.is_some_and(|reason| reason.get() != "null");
+            if choice.finish_reason.is_some() {
+                self.unfinished_choices = self.unfinished_choices.saturating_sub(1);
+            }
         }
         choices.is_empty()
     }
@@ -562,7 +616,7 @@ impl StreamTap {
 
     /// Whether the answer was whole, should the stream end now without saying so.
     pub fn is_finished(&self) -> bool {
-        self.finished
+        self.unfinished_choices == 0
     }
 
     /// Output tokens delivered so far: no chunk with output has less than one.
@@ -649,6 +703,11 @@ mod tests {
             (r#","models":["a"]"#, "models"),
             (r#","web_search_options":{}"#, "web_search_options"),
             (r#","tools":[{"type":"web_search"}]"#, "tools"),
+            (r#","tools":[{"type":"function","Type":"web_search"}]"#, "tools"),
+            (r#","Max_Tokens":100000"#, "Max_Tokens"),
+            (r#","N":50"#, "N"),
+            (r#","stream_options":{"Include_Usage":true}"#, "stream_options"),
+            (r#","chat_template":"{{x}}""#, "chat_template"),
         ] {
             assert_eq!(refused(&request(members)).param.as_deref(), Some(param), "{members}");
         }
@@ -656,6 +715,9 @@ mod tests {
         assert_eq!(refused(r#"{"model":"m"}"#).param.as_deref(), Some("messages"));
         assert_eq!(refused(r#"{"model":"m","messages":[]}"#).param.as_deref(), Some("messages"));
         assert_eq!(refused(r#"{"model":"m","messages":[7]}"#).param.as_deref(), Some("messages[0]"));
+        let hidden_picture =
+            r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","Type":"image_url"}]}]}"#;
+        assert_eq!(refused(hidden_picture).param.as_deref(), Some("messages[0]"));
         assert_eq!(refused("[]").code, "invalid_json");
     }
 
@@ -663,7 +725,7 @@ mod tests {
     fn the_prompt_bound_counts_bytes_and_a_picture_is_the_whole_context() {
         let bound = |body: &str| ChatRequest::parse(body.as_bytes()).unwrap().bounds(&offer()).unwrap();
         let messages = r#"[{"role":"user","content":"hi"}]"#;
-        assert_eq!(bound(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 16);
+        assert_eq!(bound(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 16 + 256);
         let picture = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"what"},{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]}"#;
         assert_eq!(bound(picture).prompt, 128_000);
         assert!(bound(picture).estimated_prompt < 2_000);
@@ -702,7 +764,7 @@ mod tests {
         let alone = event(r#"{"model":"u","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":4}}"#);
         let null = event(r#"{"model":"u","choices":[{"delta":{}}],"usage":null}"#);
 
-        let mut unasked = StreamTap::new("p/m", false);
+        let mut unasked = StreamTap::new("p/m", false, 1);
         assert_eq!(
             unasked.event(&shared),
             Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{"content":"a"}}]}"#).0)
@@ -715,7 +777,7 @@ mod tests {
         assert_eq!(unasked.event(&alone), Forward::Skip);
         assert_eq!(unasked.usage().unwrap().completion, 4);
 
-        let mut asked = StreamTap::new("p/m", true);
+        let mut asked = StreamTap::new("p/m", true, 1);
         assert_eq!(
             asked.event(&alone),
             Forward::Send(
@@ -727,7 +789,7 @@ mod tests {
 
     #[test]
     fn output_is_counted_and_errors_are_not() {
-        let mut tap = StreamTap::new("p/m", false);
+        let mut tap = StreamTap::new("p/m", false, 1);
         assert_eq!(
             tap.event(&event(r#"{"error":{"message":"a long story of what went wrong"}}"#)),
             Forward::Failed

@@ -33,11 +33,17 @@ impl<'a> Object<'a> {
         self.members.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
     }
 
-    /// A key that occurs twice. Two readers of such an object need not agree on what it says.
-    pub fn duplicate_key(&self) -> Option<&str> {
-        let mut keys: Vec<&str> = self.members.iter().map(|(key, _)| key.as_ref()).collect();
+    /// A key that another reader may take for another: one that occurs twice, or that only case tells
+    /// from another or from one of `names`. Go's JSON decoder folds case, and the last one wins there.
+    pub fn ambiguous_key(&self, names: &[&str]) -> Option<&str> {
+        let mut keys: Vec<(String, &str)> =
+            self.members.iter().map(|(key, _)| (fold(key), key.as_ref())).collect();
+        if let Some((_, key)) = keys.iter().find(|(fold, key)| names.contains(&fold.as_str()) && fold != key)
+        {
+            return Some(key);
+        }
         keys.sort_unstable();
-        keys.windows(2).find(|pair| pair[0] == pair[1]).map(|pair| pair[0])
+        keys.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[1].1)
     }
 
     /// Sets a member to `value`, a JSON text: in its place if it is there, else at the end.
@@ -72,6 +78,16 @@ impl<'a> Object<'a> {
         self.write_to(&mut out);
         out
     }
+}
+
+/// A key as a reader sees it that folds case as Go's decoder does.
+fn fold(key: &str) -> String {
+    let fold = |c: char| match c {
+        'ſ' => 's',
+        '\u{212a}' => 'k',
+        other => other.to_ascii_lowercase(),
+    };
+    key.chars().map(fold).collect()
 }
 
 /// A string as JSON text.
@@ -128,7 +144,13 @@ mod tests {
     #[test]
     fn duplicates_are_seen_through_escapes() {
         let object = Object::parse(br#"{"max_tokens":1,"max\u005ftokens":9}"#).unwrap();
-        assert_eq!(object.duplicate_key(), Some("max_tokens"));
+        assert_eq!(object.ambiguous_key(&[]), Some("max_tokens"));
+        for (text, key) in
+            [(r#"{"N":1}"#, "N"), ("{\"\u{17f}tream\":1}", "ſtream"), (r#"{"x":1,"X":2}"#, "x")]
+        {
+            assert_eq!(Object::parse(text.as_bytes()).unwrap().ambiguous_key(&["n", "stream"]), Some(key));
+        }
+        assert_eq!(Object::parse(br#"{"n":1,"Other":2}"#).unwrap().ambiguous_key(&["n"]), None);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `POST /v1/chat/completions`.
 
 use axum::body::Body;
-use axum::extract::State;
+use axum::extract::{FromRequestParts, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use axum::http::request::Parts;
+use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -18,16 +19,15 @@ use crate::money::MicroUsdc;
 
 pub async fn completions(
     State(app): State<App>,
-    headers: HeaderMap,
+    NoPayment: NoPayment,
     KeyCaller(caller): KeyCaller,
     RequestId(id): RequestId,
     RawBody(body): RawBody,
 ) -> Result<Response, ApiError> {
-    refuse_payment(&headers)?;
     let request = ChatRequest::parse(&body)?;
     let offer = app.config.catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
     let bounds = request.bounds(offer)?;
-    let explain = |error| explain(&app, error);
+    let explain = |error| explain(&app, &request, error);
     if request.stream {
         let events = app.metering.stream(id, caller, &request, bounds, offer).await.map_err(explain)?;
         return Ok(event_stream(events));
@@ -36,15 +36,20 @@ pub async fn completions(
     Ok(paid_answer(paid))
 }
 
-/// A payment that would not be used must not be taken in silence.
-fn refuse_payment(headers: &HeaderMap) -> Result<(), ApiError> {
-    let paying = [names::X_PAYMENT, names::PAYMENT_SIGNATURE].iter().any(|name| headers.contains_key(name));
-    if !paying {
-        return Ok(());
+/// No payment came with the request: one that would not be used must not be passed over in silence.
+pub struct NoPayment;
+
+impl FromRequestParts<App> for NoPayment {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
+        let paying = [names::X_PAYMENT, names::PAYMENT_SIGNATURE];
+        if !paying.iter().any(|name| parts.headers.contains_key(name)) {
+            return Ok(Self);
+        }
+        let message = "payments are taken at POST /v1/topup: top up there, then call with an API key; nothing was taken";
+        Err(ApiError::invalid("payment_not_accepted_here", message))
     }
-    let message =
-        "payments are taken at POST /v1/topup: top up there, then call with an API key; nothing was taken";
-    Err(ApiError::invalid("payment_not_accepted_here", message))
 }
 
 fn unknown_model(id: &str) -> ApiError {
@@ -54,10 +59,10 @@ fn unknown_model(id: &str) -> ApiError {
 }
 
 /// An empty balance is answered with the top-up that would cover the request.
-fn explain(app: &App, error: MeteringError) -> ApiError {
+fn explain(app: &App, request: &ChatRequest<'_>, error: MeteringError) -> ApiError {
     let MeteringError::Insufficient { required, available, affordable } = error else { return error.into() };
     let missing = required.checked_sub(available).unwrap_or(required);
-    let affordable = match affordable {
+    let affordable = match affordable.and_then(|completion| request.limit_within(completion)) {
         Some(tokens) => format!("the largest max_tokens this balance affords is {tokens}"),
         None => "this balance affords no max_tokens at all".to_owned(),
     };

@@ -106,7 +106,13 @@ impl From<DbError> for ApiError {
 
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
-        Self::unavailable(&error)
+        match &error {
+            LedgerError::Frozen(_) => {
+                let message = format!("{error}: ask the operator");
+                Self::new(StatusCode::FORBIDDEN, "wallet_frozen", message)
+            }
+            _ => Self::unavailable(&error),
+        }
     }
 }
 
@@ -137,6 +143,10 @@ impl From<SiweError> for ApiError {
             SiweError::Signature(_) => "siwe_wrong_signature",
             SiweError::NonceUsed => "siwe_nonce_used",
             SiweError::NonceIsForReading => "siwe_nonce_for_reading",
+            SiweError::ChainUnavailable => {
+                return Self::new(StatusCode::SERVICE_UNAVAILABLE, "chain_unavailable", error.to_string())
+                    .with_header(RETRY_AFTER, HeaderValue::from_static("5"));
+            }
             SiweError::Db(cause) => return Self::unavailable(cause),
         };
         if error.is_malformed() {
@@ -194,7 +204,7 @@ impl From<MeteringError> for ApiError {
             MeteringError::SettlementLate => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "settlement_late",
-                "the answer could not be settled in time; its receipt will show the charge",
+                "the answer could not be settled and is withheld; nothing is charged: try again shortly",
             )
             .with_header(RETRY_AFTER, HeaderValue::from_static("5")),
             MeteringError::Stopping => Self::unavailable(&error),
@@ -209,13 +219,17 @@ impl From<PaymentError> for ApiError {
             PaymentError::Refused { .. } => {
                 Self::new(StatusCode::PAYMENT_REQUIRED, "payment_refused", error.to_string())
             }
+            PaymentError::TooManyUnfinished => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_payments", error.to_string())
+                    .with_header(RETRY_AFTER, HeaderValue::from_static("10"))
+            }
             PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
             PaymentError::Unavailable(cause) => {
                 tracing::warn!(cause, "a payment could not be taken");
                 Self::new(
                     StatusCode::SERVICE_UNAVAILABLE,
                     "payments_unavailable",
-                    "payments are not possible at the moment and nothing was taken: send the same payment again shortly",
+                    "payments are not possible at the moment: send the same payment again shortly; do not sign another",
                 )
                 .with_header(RETRY_AFTER, HeaderValue::from_static("5"))
             }

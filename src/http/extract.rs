@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use axum::body::to_bytes;
-use axum::extract::{FromRequest, FromRequestParts, Query, Request};
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -19,6 +19,8 @@ use crate::id::Wallet;
 
 /// A body that is not here by then is not coming.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A signed message, or an amount.
+const SMALL_BODY_BYTES: usize = 64 << 10;
 const DEFAULT_PAGE: i64 = 20;
 const LARGEST_PAGE: i64 = 100;
 
@@ -88,10 +90,30 @@ impl FromRequestParts<App> for SiweReader {
         let signed = Signed::from_query(parts)?.ok_or_else(|| {
             ApiError::unauthorized(
                 "missing_credentials",
-                "send an API key, or an EIP-4361 message and its signature as ?message=…&signature=…",
+                "sign in: send an EIP-4361 message and its signature as ?message=…&signature=… (where only \
+                 a wallet's own data is read, an API key will do)",
             )
         })?;
         Ok(Self(signed.verify(app, Purpose::Read).await?))
+    }
+}
+
+/// Whether a URL carries a wallet's signature.
+pub fn is_signed(uri: &Uri) -> bool {
+    let parts = Query::<Vec<(String, String)>>::try_from_uri(uri);
+    parts.is_ok_and(|Query(parts)| parts.iter().any(|(name, _)| name == "signature"))
+}
+
+/// One part of the path.
+pub struct PathText(pub String);
+
+impl FromRequestParts<App> for PathText {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let path = Path::<String>::from_request_parts(parts, app).await;
+        path.map(|Path(text)| Self(text))
+            .map_err(|_| ApiError::invalid("invalid_path", "the path cannot be read: it must be UTF-8"))
     }
 }
 
@@ -140,20 +162,34 @@ impl FromRequest<App> for RawBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        let limit = app.config.max_body_bytes;
-        let too_large = || {
-            let message = format!("the body is larger than {limit} bytes");
-            ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
-        };
-        let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
-        if announced.and_then(|value| value.parse::<usize>().ok()).is_some_and(|length| length > limit) {
-            return Err(too_large());
-        }
-        match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), limit)).await {
-            Ok(Ok(bytes)) => Ok(Self(bytes)),
-            Ok(Err(error)) if is_over_limit(&error) => Err(too_large()),
-            Ok(Err(_)) | Err(_) => Err(ApiError::invalid("incomplete_body", "the body did not arrive whole")),
-        }
+        read_body(request, app.config.max_body_bytes).await.map(Self)
+    }
+}
+
+/// The whole body of a request that comes without a key, and so may only be small.
+pub struct SmallBody(pub Bytes);
+
+impl FromRequest<App> for SmallBody {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
+        read_body(request, SMALL_BODY_BYTES).await.map(Self)
+    }
+}
+
+async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+    let too_large = || {
+        let message = format!("the body is larger than {limit} bytes");
+        ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
+    };
+    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    if announced.and_then(|value| value.parse::<usize>().ok()).is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), limit)).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_over_limit(&error) => Err(too_large()),
+        Ok(Err(_)) | Err(_) => Err(ApiError::invalid("incomplete_body", "the body did not arrive whole")),
     }
 }
 
@@ -225,16 +261,30 @@ pub fn wallet_in_path(text: &str) -> Result<Wallet, ApiError> {
         .map_err(|_| ApiError::invalid("invalid_wallet", "the path must name a wallet: 0x and 40 hex digits"))
 }
 
+/// The value of a header that may come once. Twice and different, it says nothing we could trust.
+pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a [u8]>, ApiError> {
+    let mut values = headers.get_all(name).iter().map(|value| value.as_bytes());
+    let first = values.next();
+    if values.any(|other| Some(other) != first) {
+        let message = format!("the header {name} is there twice, with different values: send one");
+        return Err(ApiError::invalid("conflicting_headers", message));
+    }
+    Ok(first)
+}
+
 /// The key a request carries, under either of its headers.
 fn api_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError> {
-    let text = |name| headers.get(name).map(|value| value.to_str().unwrap_or_default());
-    let bearer = match text(AUTHORIZATION) {
+    let text = |name: &HeaderName| {
+        let value = single(headers, name)?;
+        Ok::<_, ApiError>(value.map(|value| std::str::from_utf8(value).unwrap_or_default()))
+    };
+    let bearer = match text(&AUTHORIZATION)? {
         None => None,
         Some(value) => Some(bearer_token(value).ok_or_else(|| {
             ApiError::unauthorized("invalid_api_key", "Authorization must be `Bearer sk-…`")
         })?),
     };
-    let key = match (bearer, text(names::X_API_KEY)) {
+    let key = match (bearer, text(&names::X_API_KEY)?) {
         (Some(a), Some(b)) if a != b => {
             let message = "Authorization and X-API-Key name different keys: send one";
             return Err(ApiError::invalid("conflicting_credentials", message));

@@ -1,6 +1,6 @@
 //! `/v1/auth/keys`: a signed-in wallet makes, lists and revokes its API keys.
 
-use axum::extract::{FromRequest as _, Path, Request, State};
+use axum::extract::{FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, HeaderValue};
 use axum::response::Response;
@@ -9,10 +9,10 @@ use serde_json::json;
 
 use crate::app::App;
 use crate::auth::Purpose;
-use crate::http::extract::{Page, RawBody, Signed, SiweReader};
+use crate::http::extract::{Page, PathText, Signed, SiweReader, SmallBody};
 use crate::http::{ApiError, json};
 
-pub async fn create(State(app): State<App>, RawBody(body): RawBody) -> Result<Response, ApiError> {
+pub async fn create(State(app): State<App>, SmallBody(body): SmallBody) -> Result<Response, ApiError> {
     let signed = Signed::from_body(&body)?;
     let wallet = signed.verify(&app, Purpose::Write).await?;
     let (key, secret) = app.keys.create(wallet, signed.label).await?;
@@ -50,14 +50,14 @@ pub async fn list(
 /// The signed message comes in the body or, from clients that cannot send one, in the query.
 pub async fn revoke(
     State(app): State<App>,
-    Path(key_id): Path<String>,
+    PathText(key_id): PathText,
     request: Request,
 ) -> Result<Response, ApiError> {
     let (parts, body) = request.into_parts();
     let signed = match Signed::from_query(&parts)? {
         Some(signed) => signed,
         None => {
-            let RawBody(body) = RawBody::from_request(Request::from_parts(parts, body), &app).await?;
+            let SmallBody(body) = SmallBody::from_request(Request::from_parts(parts, body), &app).await?;
             Signed::from_body(&body)?
         }
     };

@@ -13,11 +13,17 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::app::App;
-use crate::http::extract::RequestId;
+use crate::http::extract::{self, RequestId};
 use crate::http::names;
 
 /// How long a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: u64 = 7200;
+
+const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::DELETE, Method::PATCH];
+
+fn served(method: &Method) -> bool {
+    METHODS.contains(method) || *method == Method::HEAD
+}
 
 /// What a browser's script may read of every answer.
 const EXPOSED: [HeaderName; 10] = [
@@ -45,7 +51,7 @@ fn cors(origins: &[String]) -> CorsLayer {
     };
     CorsLayer::new()
         .allow_origin(origin)
-        .allow_methods(AllowMethods::list([Method::GET, Method::POST, Method::DELETE, Method::PATCH]))
+        .allow_methods(AllowMethods::list(METHODS))
         // SDKs send many of their own; what they may send is what they ask to.
         .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED)
@@ -60,7 +66,7 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let route = route.unwrap_or_else(|| "unknown".into());
     // Only a signed message in the query makes a URL a secret.
-    let signed_url = request.uri().query().is_some_and(|query| query.contains("signature="));
+    let signed_url = extract::is_signed(request.uri());
 
     let mut response = next.run(request).await;
 
@@ -77,7 +83,8 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     }
     let elapsed = started.elapsed();
     let labels = [
-        ("method", method.as_str().to_owned()),
+        // Any word is a method; only those we serve are worth a series of their own.
+        ("method", if served(&method) { method.as_str().to_owned() } else { "other".into() }),
         ("route", route.clone()),
         ("status", status.as_u16().to_string()),
     ];

@@ -1,14 +1,15 @@
 //! `GET /v1/requests` and `/v1/requests/{id}`: receipts.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::http::extract::{Page, Reader};
+use crate::http::extract::{Page, PathText, Reader};
 use crate::http::{ApiError, json};
 use crate::ledger::Receipt;
 
@@ -17,13 +18,13 @@ pub async fn list(State(app): State<App>, reader: Reader, page: Page) -> Result<
     let mut receipts = app.ledger.receipts(reader.0.wallet, before, page.rows()).await?;
     let next_cursor =
         page.cut(&mut receipts, |receipt| format!("{}.{}", receipt.created_at.millis(), receipt.id));
-    let data: Vec<_> = receipts.iter().map(render).collect();
-    Ok(json(StatusCode::OK, &json!({"data": data, "next_cursor": next_cursor})))
+    let data = receipts.iter().map(render).collect();
+    Ok(json(StatusCode::OK, &ReceiptList { data, next_cursor }))
 }
 
 pub async fn get(
     State(app): State<App>,
-    Path(id): Path<String>,
+    PathText(id): PathText,
     reader: Reader,
 ) -> Result<Response, ApiError> {
     let receipt = app.ledger.receipt(reader.0.wallet, &id).await?;
@@ -39,38 +40,67 @@ fn parse_cursor(cursor: &str) -> Option<(Timestamp, String)> {
     Some((Timestamp::from_millis(ms.parse().ok()?), id.to_owned()))
 }
 
-fn render(receipt: &Receipt) -> Value {
+#[derive(Serialize)]
+struct ReceiptBody {
+    id: String,
+    object: &'static str,
+    wallet: String,
+    api_key_id: Option<i64>,
+    model: String,
+    provider: String,
+    upstream_model: String,
+    outcome: &'static str,
+    /// Why it ended otherwise than by a whole answer with usage.
+    reason: Option<String>,
+    usage: Value,
+    /// The upstream's own words, byte for byte.
+    usage_reported: Option<Box<RawValue>>,
+    prices: Value,
+    markup_bps: u32,
+    hold_usdc: i64,
+    cost_usd: String,
+    charged_usdc: i64,
+    created_at: String,
+    ended_at: String,
+}
+
+#[derive(Serialize)]
+struct ReceiptList {
+    data: Vec<ReceiptBody>,
+    next_cursor: Option<String>,
+}
+
+fn render(receipt: &Receipt) -> ReceiptBody {
     let terms = &receipt.terms;
     let usage = &receipt.usage;
-    let raw = receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok());
-    json!({
-        "id": receipt.id,
-        "object": "request",
-        "wallet": receipt.wallet.to_string(),
-        "api_key_id": receipt.api_key_id,
-        "model": terms.model,
-        "provider": terms.provider,
-        "upstream_model": terms.upstream_model,
-        "outcome": receipt.outcome.as_str(),
-        "reason": receipt.reason,
-        "usage": {
+    ReceiptBody {
+        id: receipt.id.clone(),
+        object: "request",
+        wallet: receipt.wallet.to_string(),
+        api_key_id: receipt.api_key_id,
+        model: terms.model.clone(),
+        provider: terms.provider.clone(),
+        upstream_model: terms.upstream_model.clone(),
+        outcome: receipt.outcome.as_str(),
+        reason: receipt.reason.clone(),
+        usage: json!({
             "prompt_tokens": usage.prompt,
             "cached_tokens": usage.cached,
             "completion_tokens": usage.completion,
             "reasoning_tokens": usage.reasoning,
-        },
-        "usage_reported": raw,
-        "prices": {
+        }),
+        usage_reported: receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok()),
+        prices: json!({
             "unit": "USD per 1M tokens, at cost",
             "prompt": terms.prices.prompt.to_usd_per_million(),
             "cached_prompt": terms.prices.cached_prompt.to_usd_per_million(),
             "completion": terms.prices.completion.to_usd_per_million(),
-        },
-        "markup_bps": terms.markup_bps,
-        "hold_usdc": receipt.hold.get(),
-        "cost_usd": receipt.cost.to_usd(),
-        "charged_usdc": receipt.charged.get(),
-        "created_at": receipt.created_at.rfc3339(),
-        "ended_at": receipt.ended_at.rfc3339(),
-    })
+        }),
+        markup_bps: terms.markup_bps,
+        hold_usdc: receipt.hold.get(),
+        cost_usd: receipt.cost.to_usd(),
+        charged_usdc: receipt.charged.get(),
+        created_at: receipt.created_at.rfc3339(),
+        ended_at: receipt.ended_at.rfc3339(),
+    }
 }

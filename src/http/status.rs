@@ -1,5 +1,7 @@
 //! What anyone may ask: is it up, what does it take, what does it sell.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -32,7 +34,7 @@ pub async fn ready(State(app): State<App>) -> Response {
     let all_ok = database.is_ok() && journal == "ok" && chain == "ok";
     let serving = database.is_ok() && !app.tasks.is_stopping();
     let body = json!({
-        "status": if all_ok { "ready" } else { "degraded" },
+        "status": if all_ok && serving { "ready" } else { "degraded" },
         "checks": {
             "database": if database.is_ok() { "ok" } else { "does not answer" },
             "chain": chain,
@@ -61,17 +63,23 @@ pub async fn status(State(app): State<App>) -> Response {
     json(StatusCode::OK, &body)
 }
 
+#[derive(Serialize)]
+struct ModelList {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
 /// A model as `GET /v1/models` lists it. The names are uneven; clients exist.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Model<'a> {
-    id: &'a str,
+struct Model {
+    id: String,
     object: &'static str,
     created: i64,
     #[serde(rename = "owned_by")]
-    owned_by: &'a str,
-    name: &'a str,
-    provider: &'a str,
+    owned_by: String,
+    name: String,
+    provider: String,
     context_length: u64,
     max_output_tokens: u64,
     /// USD per million, at cost: a decimal written as a JSON number.
@@ -85,15 +93,15 @@ struct Model<'a> {
 
 pub async fn models(State(app): State<App>) -> Response {
     let markup = app.config.markup;
-    let row = |offer: &'_ std::sync::Arc<Offer>| -> Option<Value> {
+    let row = |offer: &'_ Arc<Offer>| -> Option<Model> {
         let prices = &offer.prices;
-        let model = Model {
-            id: &offer.id,
+        Some(Model {
+            id: offer.id.clone(),
             object: "model",
-            created: if offer.created > 0 { offer.created } else { app.started_at.seconds() },
-            owned_by: &offer.provider,
-            name: offer.name(),
-            provider: &offer.provider,
+            created: offer.created,
+            owned_by: offer.provider.clone(),
+            name: offer.name().to_owned(),
+            provider: offer.provider.clone(),
             context_length: offer.context_length,
             max_output_tokens: offer.max_output_tokens,
             prompt_price: RawValue::from_string(prices.prompt.to_usd_per_million()).ok()?,
@@ -102,9 +110,8 @@ pub async fn models(State(app): State<App>) -> Response {
                 "prompt": prices.prompt.to_billed_usd_per_million(markup),
                 "completion": prices.completion.to_billed_usd_per_million(markup),
             }),
-        };
-        serde_json::to_value(model).ok()
+        })
     };
-    let data: Vec<_> = app.config.catalog.iter().filter_map(row).collect();
-    json(StatusCode::OK, &json!({"object": "list", "data": data}))
+    let data = app.config.catalog.iter().filter_map(row).collect();
+    json(StatusCode::OK, &ModelList { object: "list", data })
 }

@@ -1,34 +1,29 @@
 //! `POST /v1/topup` (x402) and the history of top-ups.
 
-use axum::extract::{Path, Query, State};
+use axum::extract::State;
 use axum::http::header::{HeaderValue, RETRY_AFTER};
-use axum::http::{HeaderMap, StatusCode};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::http::extract::{Page, RawBody, Reader, wallet_in_path};
+use crate::http::extract::{Page, PathText, Reader, SmallBody, single, wallet_in_path};
 use crate::http::{ApiError, json, names, set_header};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement, SettlementResponse, encode_header};
 use crate::payments::{Payment, PaymentError};
 
-#[derive(Deserialize)]
-pub struct Dialect {
-    /// `1`: the 402's body is strict x402 v1.
-    x402: Option<String>,
-}
-
 pub async fn topup(
     State(app): State<App>,
-    Query(dialect): Query<Dialect>,
+    uri: Uri,
     headers: HeaderMap,
-    RawBody(body): RawBody,
+    SmallBody(body): SmallBody,
 ) -> Result<Response, ApiError> {
     let amount = requested_amount(&app, &body)?;
-    let strict_v1 = dialect.x402.as_deref() == Some("1");
+    // `?x402=1` asks for a body that is strict x402 v1.
+    let strict_v1 = uri.query().is_some_and(|query| query.split('&').any(|part| part == "x402=1"));
     let Some(header) = payment_header(&headers)? else {
         let amount = amount.ok_or_else(|| invalid_amount(&app))?;
         return Ok(payment_required(&app, amount, strict_v1, None));
@@ -37,17 +32,24 @@ pub async fn topup(
     match app.payments.pay(&payload, amount).await {
         Ok(payment) => report(&app, &payment, amount, strict_v1).await,
         Err(PaymentError::Refused { reason, sentence }) => {
-            let amount = amount.unwrap_or(app.config.payments.min_topup);
+            // Without an amount the fresh terms ask for what was authorised, where that is allowed.
+            let (min, max) = (app.config.payments.min_topup, app.config.payments.max_topup);
+            let authorised = crate::chain::micro(payload.authorization.value);
+            let amount = amount.or(authorised.filter(|value| (min..=max).contains(value))).unwrap_or(min);
             Ok(payment_required(&app, amount, strict_v1, Some((reason, sentence))))
         }
         Err(PaymentError::OutOfBounds) => Err(invalid_amount(&app)),
+        // Once a payment has been sent here, what went wrong on our side must not make anybody sign
+        // another: this one may be in the journal.
+        Err(PaymentError::Db(cause)) => Err(PaymentError::Unavailable(cause.to_string()).into()),
+        Err(PaymentError::Ledger(cause)) => Err(PaymentError::Unavailable(cause.to_string()).into()),
         Err(other) => Err(other.into()),
     }
 }
 
 pub async fn list(
     State(app): State<App>,
-    Path(wallet): Path<String>,
+    PathText(wallet): PathText,
     reader: Reader,
     page: Page,
 ) -> Result<Response, ApiError> {
@@ -119,8 +121,7 @@ fn invalid_amount(app: &App) -> ApiError {
 
 /// The payment, under either of its headers.
 fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
-    let bytes = |name| headers.get(name).map(HeaderValue::as_bytes);
-    match (bytes(names::PAYMENT_SIGNATURE), bytes(names::X_PAYMENT)) {
+    match (single(headers, &names::PAYMENT_SIGNATURE)?, single(headers, &names::X_PAYMENT)?) {
         (Some(a), Some(b)) if a != b => {
             let message = "Payment-Signature and X-Payment hold different payments: send one";
             Err(ApiError::invalid("conflicting_payments", message))
@@ -167,7 +168,8 @@ async fn report(
     let wallet = payment.authorization.from;
     let tx_hash = payment.tx_hash.clone().unwrap_or_default();
     if payment.state.is_credited() {
-        let balance = app.ledger.balance(wallet).await?;
+        let balance = app.ledger.balance(wallet).await;
+        let balance = balance.map_err(|e| PaymentError::Unavailable(e.to_string()))?;
         let body = json!({
             "balance_usdc": balance.balance.get(),
             "credited_usdc": payment.value.get(),

@@ -2,18 +2,29 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
 use serde::Serialize;
-use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::app::App;
-use crate::http::extract::{Reader, wallet_in_path};
+use crate::http::extract::{PathText, Reader, wallet_in_path};
 use crate::http::{ApiError, json};
 use crate::ledger::UsageTotal;
 use crate::money::{MicroUsdc, PicoUsd};
+
+#[derive(Serialize)]
+struct WalletUsage {
+    wallet: String,
+    balance_usdc: i64,
+    locked_usdc: i64,
+    available_usdc: i64,
+    /// What later top-ups repay first; absent where nothing is owed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    debt_usdc: Option<i64>,
+    keys: Vec<KeyUsage>,
+}
 
 #[derive(Serialize)]
 struct KeyUsage {
@@ -29,7 +40,7 @@ struct KeyUsage {
 
 pub async fn usage(
     State(app): State<App>,
-    Path(wallet): Path<String>,
+    PathText(wallet): PathText,
     reader: Reader,
 ) -> Result<Response, ApiError> {
     let wallet = wallet_in_path(&wallet)?;
@@ -46,13 +57,14 @@ pub async fn usage(
         let label = rows.remove(&total.api_key_id).and_then(|row| row.label);
         rows.insert(total.api_key_id, key_usage(total, label));
     }
-    let body = json!({
-        "wallet": wallet.to_string(),
-        "balance_usdc": balance.balance.get(),
-        "locked_usdc": balance.locked.get(),
-        "available_usdc": balance.available().get(),
-        "keys": rows.into_values().collect::<Vec<_>>(),
-    });
+    let body = WalletUsage {
+        wallet: wallet.to_string(),
+        balance_usdc: balance.balance.get(),
+        locked_usdc: balance.locked.get(),
+        available_usdc: balance.available().get(),
+        debt_usdc: Some(balance.debt.get()).filter(|debt| *debt > 0),
+        keys: rows.into_values().collect(),
+    };
     Ok(json(StatusCode::OK, &body))
 }
 

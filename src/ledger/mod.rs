@@ -9,6 +9,7 @@ mod store;
 
 pub use store::read_receipt;
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::clock::{Clock, Timestamp};
@@ -16,6 +17,7 @@ use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Charge, Terms, Usage};
+use store::{Booking, Kind};
 
 /// A node renews its lease this often …
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
@@ -23,6 +25,8 @@ pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
 const LEASE_SECONDS: i64 = 60;
 /// The reason on the receipt of a hold whose row was lost.
 pub const HOLD_LOST: &str = "hold_lost";
+/// A node gone for this long will not come back under its name.
+const LONG_GONE_SECONDS: i64 = 86_400;
 /// Receipts and holds ended by one sweep; the next sweep takes the rest.
 const SWEEP_LIMIT: i64 = 500;
 
@@ -32,6 +36,10 @@ pub enum LedgerError {
     Insufficient { required: MicroUsdc, balance: Balance },
     #[error("{0} exists with other terms")]
     Conflict(String),
+    #[error("the wallet is frozen: {0}")]
+    Frozen(String),
+    #[error("there is no wallet {0} in the books")]
+    UnknownWallet(Wallet),
     #[error("an amount left the range of the books")]
     OutOfRange,
     #[error(transparent)]
@@ -43,6 +51,8 @@ pub enum LedgerError {
 pub struct Balance {
     pub balance: MicroUsdc,
     pub locked: MicroUsdc,
+    /// What the wallet owes for top-ups that the chain undid; repaid first by later ones.
+    pub debt: MicroUsdc,
 }
 
 impl Balance {
@@ -135,6 +145,18 @@ pub struct Receipt {
     pub ended_at: Timestamp,
 }
 
+/// One line of the journal of money, as its wallet sees it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    pub seq: i64,
+    pub kind: String,
+    pub reference: String,
+    pub amount: MicroUsdc,
+    pub balance_after: MicroUsdc,
+    pub note: Option<String>,
+    pub created_at: Timestamp,
+}
+
 /// What calls through one key (`None`: without a key) have used so far.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct UsageTotal {
@@ -159,11 +181,19 @@ pub struct Ledger {
     clock: Clock,
     /// Names this process among those that share the database.
     node: String,
+    /// Since when this node's lease has been renewed without a gap, and until when it holds.
+    lease: Arc<Mutex<Option<Lease>>>,
+}
+
+#[derive(Copy, Clone)]
+struct Lease {
+    since: Timestamp,
+    until: Timestamp,
 }
 
 impl Ledger {
     pub fn new(db: Db, clock: Clock, node: String) -> Self {
-        Self { db, clock, node }
+        Self { db, clock, node, lease: Arc::default() }
     }
 
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
@@ -196,7 +226,10 @@ impl Ledger {
             None if store::find_receipt(&mut tx, &hold.id).await?.is_some() => {
                 Err(LedgerError::Conflict(hold.id.clone()))
             }
-            None => Err(LedgerError::Insufficient { required: hold.amount, balance }),
+            None => match store::frozen_reason(&self.db, hold.wallet).await? {
+                Some(reason) => Err(LedgerError::Frozen(reason)),
+                None => Err(LedgerError::Insufficient { required: hold.amount, balance }),
+            },
         }
     }
 
@@ -224,7 +257,9 @@ impl Ledger {
         if held.is_none()
             && let Some(receipt) = store::find_receipt(tx, &hold.id).await?
         {
-            return if receipt.charged == ending.charge.charged && receipt.outcome == ending.outcome {
+            let was_lost = receipt.reason.as_deref() == Some(HOLD_LOST);
+            let same_charge = receipt.charged == ending.charge.charged || was_lost;
+            return if same_charge && receipt.outcome == ending.outcome {
                 let balance = store::balance(tx, hold.wallet).await?;
                 Ok(Ended { charged: receipt.charged, balance })
             } else {
@@ -241,11 +276,11 @@ impl Ledger {
             }
         };
         let now = self.clock.now();
-        let change = store::Change { unlock, amount: negative(charged)? };
         let balance = if charged == MicroUsdc::ZERO {
             store::unlock(tx, hold.wallet, unlock).await?
         } else {
-            store::book(tx, hold.wallet, change, store::Kind::Charge, &hold.id, now).await?
+            let charge = Booking::new(Kind::Charge, &hold.id, negative(charged)?);
+            store::book(tx, hold.wallet, Booking { unlock, ..charge }, now).await?
         };
         store::insert_receipt(tx, ending, charged, reason, now).await?;
         if ending.outcome != Outcome::Released {
@@ -266,8 +301,84 @@ impl Ledger {
     ) -> Result<Balance, LedgerError> {
         let now = self.clock.now();
         store::ensure_wallet(tx, wallet, now).await?;
-        let change = store::Change { unlock: MicroUsdc::ZERO, amount };
-        Ok(store::book(tx, wallet, change, store::Kind::Topup, &payment_id.to_string(), now).await?)
+        let reference = payment_id.to_string();
+        let balance = store::book(tx, wallet, Booking::new(Kind::Topup, &reference, amount), now).await?;
+        let repaid = balance.debt.min(amount);
+        if repaid == MicroUsdc::ZERO {
+            return Ok(balance);
+        }
+        let repayment = Booking::new(Kind::Repayment, &reference, negative(repaid)?);
+        Ok(store::book(tx, wallet, repayment, now).await?)
+    }
+
+    /// Takes back what was credited for a payment that the chain undid, inside the transaction that
+    /// marks it so. What is no longer available becomes the wallet's debt: lent to it first, so that
+    /// the balance is there to be taken and never falls below what is locked. Returns the new debt.
+    pub async fn reverse(
+        &self,
+        tx: &mut DbTx,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        payment_id: i64,
+    ) -> Result<MicroUsdc, LedgerError> {
+        let now = self.clock.now();
+        let reference = payment_id.to_string();
+        let available = store::locked_balance(tx, wallet).await?.available();
+        let lent = amount.checked_sub(available.min(amount)).ok_or(LedgerError::OutOfRange)?;
+        if lent > MicroUsdc::ZERO {
+            store::book(tx, wallet, Booking::new(Kind::Debt, &reference, lent), now).await?;
+        }
+        let reversal = Booking::new(Kind::Reversal, &reference, negative(amount)?);
+        store::book(tx, wallet, reversal, now).await?;
+        Ok(lent)
+    }
+
+    /// The operator's own entry, `amount` added or taken, with the reason on it. `reference` names
+    /// it, so that saying it twice does it once.
+    pub async fn adjust(
+        &self,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        reference: &str,
+        reason: &str,
+    ) -> Result<Balance, LedgerError> {
+        let now = self.clock.now();
+        let mut tx = self.db.begin().await?;
+        store::ensure_wallet(&mut tx, wallet, now).await?;
+        let balance = store::locked_balance(&mut tx, wallet).await?;
+        let taken = negative(amount)?;
+        if taken > balance.available() {
+            return Err(LedgerError::Insufficient { required: taken, balance });
+        }
+        let adjustment = Booking::new(Kind::Adjustment, reference, amount);
+        let adjustment = Booking { note: Some(reason.to_owned()), ..adjustment };
+        let balance = match store::book(&mut tx, wallet, adjustment, now).await {
+            Err(error) if error.is_unique_violation() => {
+                return Err(LedgerError::Conflict(reference.to_owned()));
+            }
+            booked => booked?,
+        };
+        tx.commit().await?;
+        Ok(balance)
+    }
+
+    /// Stops a wallet from making new holds, for a reason it is told; `None` lets it again.
+    pub async fn freeze(&self, wallet: Wallet, reason: Option<String>) -> Result<(), LedgerError> {
+        let mut tx = self.db.begin().await?;
+        if !store::set_frozen(&mut tx, wallet, reason).await? {
+            return Err(LedgerError::UnknownWallet(wallet));
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// A wallet's entries, newest first.
+    pub async fn entries(&self, wallet: Wallet, limit: i64) -> Result<Vec<Entry>, LedgerError> {
+        Ok(store::entries_of(&self.db, wallet, limit).await?)
+    }
+
+    /// Why a wallet is frozen, if it is.
+    pub async fn frozen(&self, wallet: Wallet) -> Result<Option<String>, LedgerError> {
+        Ok(store::frozen_reason(&self.db, wallet).await?)
     }
 
     pub async fn balance(&self, wallet: Wallet) -> Result<Balance, LedgerError> {
@@ -294,10 +405,24 @@ impl Ledger {
 
     /// Says that this node is alive, so that nobody ends its holds.
     pub async fn renew_lease(&self) -> Result<(), LedgerError> {
-        let expires = self.clock.now().plus_seconds(LEASE_SECONDS);
+        let now = self.clock.now();
+        let until = now.plus_seconds(LEASE_SECONDS);
         let mut tx = self.db.begin().await?;
-        store::renew_lease(&mut tx, &self.node, expires).await?;
-        Ok(tx.commit().await?)
+        store::renew_lease(&mut tx, &self.node, until).await?;
+        store::forget_nodes(&mut tx, now.plus_seconds(-LONG_GONE_SECONDS)).await?;
+        tx.commit().await?;
+        let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = lease.filter(|lease| lease.until >= now).map_or(now, |lease| lease.since);
+        *lease = Some(Lease { since, until });
+        Ok(())
+    }
+
+    /// Whether this node may judge others by their leases: only once its own has held for as long as
+    /// one lasts. After an outage of the database all have lapsed, and all are to be given the time
+    /// to come back.
+    fn may_judge(&self) -> bool {
+        let lease = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.is_some_and(|lease| lease.since.plus_seconds(LEASE_SECONDS) <= self.clock.now())
     }
 
     /// Says that this node is gone, so that what it left can be ended at once.
@@ -312,9 +437,13 @@ impl Ledger {
     /// Whether such a request reached its upstream nobody can tell any more. Its user got no whole
     /// answer and did not cause the death, so nothing is charged.
     pub async fn sweep(&self) -> Result<usize, LedgerError> {
-        // Only one process can serve from an SQLite file, so every other node is dead.
-        let dead_before =
-            if self.db.is_exclusive() { Timestamp::from_millis(i64::MAX) } else { self.clock.now() };
+        // Only one process can serve from an SQLite file, so there every other node is dead.
+        let dead_before = match self.db.is_exclusive() {
+            true => Timestamp::from_millis(i64::MAX),
+            false if self.may_judge() => self.clock.now(),
+            // Only those that said goodbye.
+            false => Timestamp::from_millis(0),
+        };
         let orphans = store::orphans(&self.db, &self.node, dead_before, SWEEP_LIMIT).await?;
         let mut released = 0;
         for hold in orphans {

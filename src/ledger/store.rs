@@ -3,7 +3,7 @@
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
-use crate::ledger::{Balance, Ending, Hold, Receipt, UsageTotal};
+use crate::ledger::{Balance, Ending, Entry, Hold, Receipt, UsageTotal};
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Terms, Usage};
 
@@ -11,13 +11,26 @@ use crate::pricing::{Terms, Usage};
 pub enum Kind {
     Topup,
     Charge,
+    Reversal,
+    Debt,
+    Repayment,
+    Adjustment,
 }
 
-/// What an entry does to its wallet: `amount` added to the balance, `unlock` taken off what is locked.
-#[derive(Copy, Clone)]
-pub struct Change {
-    pub unlock: MicroUsdc,
+/// An entry to be: `amount` added to the balance, `unlock` taken off what is locked.
+pub struct Booking<'a> {
+    pub kind: Kind,
+    /// What it is for: a payment, a request, an adjustment. Of each kind there is one for each.
+    pub reference: &'a str,
     pub amount: MicroUsdc,
+    pub unlock: MicroUsdc,
+    pub note: Option<String>,
+}
+
+impl<'a> Booking<'a> {
+    pub fn new(kind: Kind, reference: &'a str, amount: MicroUsdc) -> Self {
+        Self { kind, reference, amount, unlock: MicroUsdc::ZERO, note: None }
+    }
 }
 
 impl Kind {
@@ -25,14 +38,20 @@ impl Kind {
         match self {
             Self::Topup => "topup",
             Self::Charge => "charge",
+            Self::Reversal => "reversal",
+            Self::Debt => "debt",
+            Self::Repayment => "repayment",
+            Self::Adjustment => "adjustment",
         }
     }
 
     /// The account on the other side.
     fn contra(self) -> &'static str {
         match self {
-            Self::Topup => "treasury",
+            Self::Topup | Self::Reversal => "treasury",
             Self::Charge => "revenue",
+            Self::Debt | Self::Repayment => "debt",
+            Self::Adjustment => "operator",
         }
     }
 }
@@ -51,8 +70,8 @@ pub async fn lock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<Op
     let row = tx
         .row(
             "UPDATE wallets SET locked_micro = locked_micro + $2
-             WHERE address = $1 AND balance_micro - locked_micro >= $2
-             RETURNING balance_micro, locked_micro",
+             WHERE address = $1 AND balance_micro - locked_micro >= $2 AND frozen_reason IS NULL
+             RETURNING balance_micro, locked_micro, debt_micro",
             args![wallet, amount],
         )
         .await?;
@@ -63,7 +82,7 @@ pub async fn unlock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<
     let row = tx
         .row(
             "UPDATE wallets SET locked_micro = locked_micro - $2 WHERE address = $1
-             RETURNING balance_micro, locked_micro",
+             RETURNING balance_micro, locked_micro, debt_micro",
             args![wallet, amount],
         )
         .await?;
@@ -74,38 +93,41 @@ pub async fn unlock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<
 pub async fn book(
     tx: &mut DbTx,
     wallet: Wallet,
-    change: Change,
-    kind: Kind,
-    reference: &str,
+    booking: Booking<'_>,
     now: Timestamp,
 ) -> Result<Balance, DbError> {
+    let Booking { kind, reference, amount, unlock, note } = booking;
+    // What moves between a wallet and its debt changes both alike.
+    let debt = if kind.contra() == "debt" { amount } else { MicroUsdc::ZERO };
     let row = tx
         .row(
             "UPDATE wallets
-             SET balance_micro = balance_micro + $2, locked_micro = locked_micro - $3, seq = seq + 1
-             WHERE address = $1 RETURNING balance_micro, locked_micro, seq",
-            args![wallet, change.amount, change.unlock],
+             SET balance_micro = balance_micro + $2, locked_micro = locked_micro - $3,
+                 debt_micro = debt_micro + $4, seq = seq + 1
+             WHERE address = $1 RETURNING balance_micro, locked_micro, debt_micro, seq",
+            args![wallet, amount, unlock, debt],
         )
         .await?
         .ok_or_else(|| DbError::Corrupt(format!("no wallet {wallet}")))?;
     let after = read_balance_row(&row)?;
     let out_of_range = || DbError::Corrupt(format!("balance of {wallet} out of range"));
-    let before = after.balance.checked_sub(change.amount).ok_or_else(out_of_range)?;
-    let contra = MicroUsdc::ZERO.checked_sub(change.amount).ok_or_else(out_of_range)?;
+    let before = after.balance.checked_sub(amount).ok_or_else(out_of_range)?;
+    let contra = MicroUsdc::ZERO.checked_sub(amount).ok_or_else(out_of_range)?;
     tx.execute(
         "INSERT INTO entries (wallet, seq, kind, reference, amount_micro, balance_before_micro,
-                              balance_after_micro, contra_account, contra_micro, created_at_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+                              balance_after_micro, contra_account, contra_micro, note, created_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
         args![
             wallet,
             row.int("seq")?,
             kind.as_str(),
             reference,
-            change.amount,
+            amount,
             before,
             after.balance,
             kind.contra(),
             contra,
+            note,
             now
         ],
     )
@@ -147,12 +169,12 @@ pub async fn find_hold(tx: &mut DbTx, id: &str) -> Result<Option<Hold>, DbError>
     row.as_ref().map(read_hold).transpose()
 }
 
-/// Holds of other nodes whose lease ran out before `dead_before`.
+/// Holds of other nodes that have given their lease back, or whose lease ran out before `dead_before`.
 pub async fn orphans(db: &Db, node: &str, dead_before: Timestamp, limit: i64) -> Result<Vec<Hold>, DbError> {
     let rows = db
         .rows(
             "SELECT h.* FROM holds h LEFT JOIN nodes n ON n.id = h.node
-             WHERE h.node <> $1 AND COALESCE(n.lease_expires_ms, 0) < $2 LIMIT $3",
+             WHERE h.node <> $1 AND (n.id IS NULL OR n.lease_expires_ms < $2) LIMIT $3",
             args![node, dead_before, limit],
         )
         .await?;
@@ -260,7 +282,7 @@ pub async fn read_balance(db: &Db, wallet: Wallet) -> Result<Balance, DbError> {
     row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
 }
 
-const SELECT_BALANCE: &str = "SELECT balance_micro, locked_micro FROM wallets WHERE address = $1";
+const SELECT_BALANCE: &str = "SELECT balance_micro, locked_micro, debt_micro FROM wallets WHERE address = $1";
 
 /// The balance, with the wallet's row kept from others until this transaction ends.
 pub async fn locked_balance(tx: &mut DbTx, wallet: Wallet) -> Result<Balance, DbError> {
@@ -306,12 +328,27 @@ pub async fn renew_lease(tx: &mut DbTx, node: &str, expires: Timestamp) -> Resul
     .map(drop)
 }
 
+/// Forgets nodes that are long gone and left nothing behind.
+pub async fn forget_nodes(tx: &mut DbTx, gone_before: Timestamp) -> Result<(), DbError> {
+    tx.execute(
+        "DELETE FROM nodes WHERE lease_expires_ms < $1
+         AND NOT EXISTS (SELECT 1 FROM holds WHERE holds.node = nodes.id)",
+        args![gone_before],
+    )
+    .await
+    .map(drop)
+}
+
 pub async fn drop_lease(tx: &mut DbTx, node: &str) -> Result<(), DbError> {
     tx.execute("DELETE FROM nodes WHERE id = $1", args![node]).await.map(drop)
 }
 
 fn read_balance_row(row: &DbRow) -> Result<Balance, DbError> {
-    Ok(Balance { balance: row.micro("balance_micro")?, locked: row.micro("locked_micro")? })
+    Ok(Balance {
+        balance: row.micro("balance_micro")?,
+        locked: row.micro("locked_micro")?,
+        debt: row.micro("debt_micro")?,
+    })
 }
 
 fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
@@ -367,4 +404,30 @@ fn count(tokens: u64) -> Result<i64, DbError> {
 
 fn pico(amount: PicoUsd) -> Result<i64, DbError> {
     i64::try_from(amount.get()).map_err(|_| DbError::Corrupt(format!("{} pico-USD", amount.get())))
+}
+
+pub async fn set_frozen(tx: &mut DbTx, wallet: Wallet, reason: Option<String>) -> Result<bool, DbError> {
+    let sql = "UPDATE wallets SET frozen_reason = $2 WHERE address = $1";
+    Ok(tx.execute(sql, args![wallet, reason]).await? == 1)
+}
+
+pub async fn frozen_reason(db: &Db, wallet: Wallet) -> Result<Option<String>, DbError> {
+    let row = db.row("SELECT frozen_reason FROM wallets WHERE address = $1", args![wallet]).await?;
+    row.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
+}
+
+pub async fn entries_of(db: &Db, wallet: Wallet, limit: i64) -> Result<Vec<Entry>, DbError> {
+    let sql = "SELECT * FROM entries WHERE wallet = $1 ORDER BY seq DESC LIMIT $2";
+    let read = |row: &DbRow| {
+        Ok(Entry {
+            seq: row.int("seq")?,
+            kind: row.text("kind")?,
+            reference: row.text("reference")?,
+            amount: row.micro("amount_micro")?,
+            balance_after: row.micro("balance_after_micro")?,
+            note: row.text_or_null("note")?,
+            created_at: row.time("created_at_ms")?,
+        })
+    };
+    db.rows(sql, args![wallet, limit]).await?.iter().map(read).collect()
 }

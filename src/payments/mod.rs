@@ -14,9 +14,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
-use crate::chain::{Authorization, Chain, ChainError, TokenCheckError};
+use crate::chain::{Authorization, Chain, ChainError, SignedTx, TokenCheckError};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
 use crate::db::{Db, DbError};
@@ -32,6 +32,10 @@ pub const SETTLEMENT_WAIT: Duration = Duration::from_secs(15);
 const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// Payments looked at in one sweep.
 const SWEEP_LIMIT: i64 = 500;
+/// Verifications at once; more are told to come back.
+const MAX_ADMISSIONS: usize = 64;
+/// Payments moved at once; more wait for their turn.
+const MAX_STEPS: usize = 32;
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
 
@@ -47,6 +51,7 @@ pub struct Payment {
     pub seen_block: i64,
     pub tx_hash: Option<String>,
     pub block_number: Option<i64>,
+    pub block_hash: Option<String>,
     /// Of the token's `Transfer`, in that block.
     pub log_index: Option<i64>,
     pub last_error: Option<String>,
@@ -68,7 +73,7 @@ pub enum State {
 }
 
 impl State {
-    const ALL: [Self; 10] = [
+    pub const ALL: [Self; 10] = [
         Self::Verified,
         Self::Signed,
         Self::Broadcast,
@@ -125,6 +130,8 @@ pub enum PaymentError {
     /// The payer must change something: a reason that programs read and a sentence that people do.
     #[error("{}: {sentence}", reason.code())]
     Refused { reason: Reason, sentence: String },
+    #[error("this wallet has as many unfinished payments as it may: let them finish first")]
+    TooManyUnfinished,
     /// With no amount asked for, the authorised value must lie within the bounds.
     #[error("the authorised value is outside of what is taken")]
     OutOfBounds,
@@ -164,13 +171,17 @@ pub struct Payments(Arc<Parts>);
 struct Parts {
     db: Db,
     ledger: Ledger,
-    chain: Chain,
+    chain: Arc<Chain>,
     config: config::Payments,
     clock: Clock,
     tasks: Tasks,
     health: Mutex<ChainHealth>,
     /// Set once the chain and the token were seen to be what is configured.
     token_checked: AtomicBool,
+    /// Verifications at once: each costs several calls to the chain, and comes from anybody.
+    admissions: Semaphore,
+    /// Steps of payments at once.
+    steps: Semaphore,
     /// Payments being driven by this process; the value becomes true when one is at rest.
     driven: Mutex<HashMap<i64, watch::Receiver<bool>>>,
 }
@@ -183,7 +194,7 @@ impl Payments {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<Self, ChainError> {
-        let chain = Chain::new(&config)?;
+        let chain = Arc::new(Chain::new(&config)?);
         Ok(Self(Arc::new(Parts {
             db,
             ledger,
@@ -193,6 +204,8 @@ impl Payments {
             tasks,
             health: Mutex::new(ChainHealth::Unchecked),
             token_checked: AtomicBool::new(false),
+            admissions: Semaphore::new(MAX_ADMISSIONS),
+            steps: Semaphore::new(MAX_STEPS),
             driven: Mutex::default(),
         })))
     }
@@ -201,7 +214,7 @@ impl Payments {
         &self.0.config
     }
 
-    pub fn chain(&self) -> &Chain {
+    pub fn chain(&self) -> &Arc<Chain> {
         &self.0.chain
     }
 
@@ -235,10 +248,17 @@ impl Payments {
     /// configured bounds. Returns when the payment is at rest, or still pending after
     /// [`SETTLEMENT_WAIT`]. The same payment at the same time or later is the same payment.
     pub async fn pay(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<Payment, PaymentError> {
-        let value = self.check_terms(payload, amount)?;
         let id = match self.find(payload).await? {
-            Some(known) => self.same_payment(payload, &known)?,
-            None => self.admit(payload, value).await?,
+            Some(known) => {
+                self.check_amount(payload, amount)?;
+                self.same_payment(payload, &known)?;
+                self.look_again(&known).await?;
+                known.id
+            }
+            None => {
+                let value = self.check_terms(payload, amount)?;
+                self.admit(payload, value).await?
+            }
         };
         self.follow(id).await
     }
@@ -257,7 +277,10 @@ impl Payments {
     pub async fn run(&self) {
         loop {
             self.check_chain().await;
-            if let Err(error) = self.sweep().await {
+            // Nothing is done on a chain, or with a token, that was never seen to be the right one.
+            if self.0.token_checked.load(Ordering::Acquire)
+                && let Err(error) = self.sweep().await
+            {
                 tracing::warn!(%error, "sweeping payments failed; it is tried again");
             }
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -281,9 +304,15 @@ impl Payments {
     }
 
     /// Whether `payload` is the payment we know under its nonce.
-    fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<i64, PaymentError> {
-        if payload.authorization == known.authorization && payload.signature == known.signature {
-            return Ok(known.id);
+    fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
+        let hash = payload.authorization.signing_hash(self.0.chain.domain());
+        let is_signed =
+            || crate::chain::recover(hash, &payload.signature) == Some(known.authorization.from.0);
+        // A wallet may sign the same authorization in more than one way.
+        if payload.authorization == known.authorization
+            && (payload.signature == known.signature || is_signed())
+        {
+            return Ok(());
         }
         Err(refused(
             Reason::NonceAlreadyUsed,
@@ -303,6 +332,42 @@ impl Payments {
 /// What the locks here guard is whole at every instant, so a panic elsewhere does not spoil it.
 fn unpoisoned<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The journal as the operator sees it, without a chain.
+pub struct Journal {
+    db: Db,
+    clock: Clock,
+}
+
+impl Journal {
+    pub fn new(db: Db, clock: Clock) -> Self {
+        Self { db, clock }
+    }
+
+    /// Payments, newest first, of one state or of all.
+    pub async fn list(&self, state: Option<State>, limit: i64) -> Result<Vec<Payment>, DbError> {
+        store::newest(&self.db, state, limit).await
+    }
+
+    /// A payment and the transactions signed for it.
+    pub async fn show(&self, id: i64) -> Result<Option<(Payment, Vec<SignedTx>)>, DbError> {
+        let Some(payment) = store::get(&self.db, id).await? else { return Ok(None) };
+        Ok(Some((payment, store::transactions(&self.db, id).await?)))
+    }
+
+    /// Has a payment that ended without its transfer looked at again; whether it is such a one.
+    pub async fn retry(&self, id: i64) -> Result<bool, DbError> {
+        let mut tx = self.db.begin().await?;
+        let why = Some("the operator asked for another look");
+        for ended in [State::Expired, State::Cancelled] {
+            if store::advance(&mut tx, id, ended, State::Verified, why, self.clock.now()).await? {
+                tx.commit().await?;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
 }
 
 /// Every payment that is credited, for comparing the books with the chain.

@@ -3,12 +3,18 @@
 //! Several may drive the same payment, in one process or on two nodes: each step is a conditional
 //! move in the database, so it is taken once, and broadcasting the same bytes again harms nobody.
 
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use tokio::sync::watch;
 
-use crate::chain::{Block, ChainError, FoundTransfer, TxStatus};
-use crate::payments::store;
+use crate::chain::{ChainError, Depth, FoundTransfer, Sighting, TxStatus, View};
+use crate::failpoint;
+use crate::id::Wallet;
+use crate::money::MicroUsdc;
+use crate::payments::store::{self, OpenTransaction};
 use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, SWEEP_LIMIT, State, unpoisoned};
 
 /// The first look after a broadcast; each look after it waits half as long again, up to …
@@ -19,6 +25,12 @@ const LONGEST_LOOK: Duration = Duration::from_secs(5);
 const LOOKS_PER_LOG_SEARCH: u32 = 4;
 /// So long after its simulation a payment is signed for without another look at the chain.
 const FRESH_SECONDS: i64 = 10;
+/// Transactions paid for one payment; a replacement at the same account nonce counts once.
+const MAX_SENT: usize = 2;
+/// A payment older than this is only watched.
+const SEND_SECONDS: i64 = 3600;
+/// A transaction not mined for this long is replaced: ten blocks on Base.
+const STUCK_SECONDS: i64 = 20;
 
 impl Payments {
     /// Waits until a payment is at rest, or for [`SETTLEMENT_WAIT`], and returns where it stands.
@@ -41,12 +53,13 @@ impl Payments {
         driven.insert(id, at_rest.clone());
         let payments = self.clone();
         self.0.tasks.spawn(async move {
+            // Also when a step panics: who comes next starts anew from the journal.
+            let driven = Driven { payments: &payments, id };
             tokio::select! {
                 () = payments.drive_to_rest(id, &sender) => {}
                 () = payments.0.tasks.aborted() => {}
             }
-            // Out of the map first: who comes now starts anew from the journal.
-            unpoisoned(&payments.0.driven).remove(&id);
+            drop(driven);
             sender.send_replace(true);
         });
         at_rest
@@ -57,7 +70,11 @@ impl Payments {
         let mut looks = 0;
         loop {
             let step = match store::get(&self.0.db, id).await {
-                Ok(Some(payment)) => self.step(&payment, looks).await,
+                Ok(Some(payment)) => {
+                    // Never closed, so there is always a turn to wait for.
+                    let _turn = self.0.steps.acquire().await;
+                    self.step(&payment, looks).await
+                }
                 Ok(None) => return,
                 Err(error) => Err(error.into()),
             };
@@ -81,7 +98,8 @@ impl Payments {
         match payment.state {
             State::Verified => self.sign(payment).await,
             State::Signed => self.broadcast(payment).await,
-            State::Broadcast | State::Mined => self.watch(payment, looks).await,
+            State::Broadcast => self.watch(payment, looks).await,
+            State::Mined => self.confirm(payment).await,
             State::Credited
             | State::Finalized
             | State::Expired
@@ -91,171 +109,430 @@ impl Payments {
         }
     }
 
-    /// Signs the transaction and keeps its bytes, before anybody sees them.
-    async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        let fresh = payment.created_at.plus_seconds(FRESH_SECONDS) > self.0.clock.now();
-        if !fresh && (self.credit_if_found(payment).await? || self.end_if_expired(payment).await?) {
-            return Ok(Step::Moved);
-        }
-        let chain = &self.0.chain;
-        let on_chain = i64::try_from(chain.relayer_nonce().await?)
-            .map_err(|_| PaymentError::Unavailable("the relayer's nonce is out of range".into()))?;
-        let fees = chain.fees().await?;
-        let now = self.0.clock.now();
+    /// Moves a payment on, alone: a step that changes nothing else.
+    async fn advance(&self, payment: &Payment, to: State, why: Option<&str>) -> Result<Step, PaymentError> {
         let mut tx = self.0.db.begin().await?;
-        if !store::take_for_signing(&mut tx, payment.id, now).await? {
-            return Ok(Step::Moved);
-        }
-        let nonce = store::next_nonce(&mut tx, self.chain_id(), chain.relayer(), on_chain).await?;
-        let account_nonce = u64::try_from(nonce)
-            .map_err(|_| PaymentError::Unavailable("the relayer's nonce is out of range".into()))?;
-        let signed = chain.sign(&payment.authorization, &payment.signature, account_nonce, fees)?;
-        store::insert_transaction(&mut tx, payment.id, chain.relayer(), nonce, &signed, now).await?;
+        store::advance(&mut tx, payment.id, payment.state, to, why, self.0.clock.now()).await?;
         tx.commit().await?;
+        tracing::info!(
+            payment = payment.id,
+            from = payment.state.as_str(),
+            to = to.as_str(),
+            why,
+            "payment moved"
+        );
         Ok(Step::Moved)
     }
 
-    async fn broadcast(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        self.send(payment).await?;
+    /// Signs the transaction and keeps its bytes, before anybody sees them.
+    async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        let now = self.0.clock.now();
+        let chain = &self.0.chain;
+        if payment.created_at.plus_seconds(FRESH_SECONDS) < now {
+            // Somebody else may have sent it, it may have expired, or no longer go through.
+            if let Some(step) = self.look(payment).await? {
+                return Ok(step);
+            }
+            if !self.may_send_again(payment).await? {
+                return Ok(Step::Wait);
+            }
+        }
+        let relayer = chain.relayer_for(payment.id);
+        let on_chain = i64::try_from(chain.next_nonce(relayer).await?).map_err(|_| out_of_range())?;
+        let fees = chain.fees().await?;
         let mut tx = self.0.db.begin().await?;
-        store::mark_broadcast(&mut tx, payment.id, self.0.clock.now()).await?;
+        if !store::advance(&mut tx, payment.id, State::Verified, State::Signed, None, now).await? {
+            return Ok(Step::Moved);
+        }
+        let nonce = store::next_nonce(&mut tx, self.chain_id(), relayer, on_chain).await?;
+        let nonce = u64::try_from(nonce).map_err(|_| out_of_range())?;
+        let signed = chain.sign(relayer, &payment.authorization, &payment.signature, nonce, fees)?;
+        store::insert_transaction(&mut tx, payment.id, &signed, now).await?;
+        failpoint::reached("signing");
         tx.commit().await?;
-        tracing::info!(payment = payment.id, tx = payment.tx_hash, "payment broadcast");
+        failpoint::reached("signed");
         Ok(Step::Moved)
+    }
+
+    /// Whether another transaction may be paid for: a payer who empties the wallet after each
+    /// verification must not drain our gas.
+    async fn may_send_again(&self, payment: &Payment) -> Result<bool, PaymentError> {
+        let sent = store::transactions(&self.0.db, payment.id).await?;
+        let nonces: BTreeSet<_> = sent.iter().map(|signed| (signed.relayer, signed.account_nonce)).collect();
+        let too_old = payment.created_at.plus_seconds(SEND_SECONDS) < self.0.clock.now();
+        if nonces.len() >= MAX_SENT || too_old {
+            return Ok(false);
+        }
+        match self.0.chain.simulate(&payment.authorization, &payment.signature).await {
+            Ok(()) => Ok(true),
+            Err(ChainError::Reverted(_)) => Ok(false),
+            Err(other) => Err(other.into()),
+        }
+    }
+
+    async fn broadcast(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        match self.send(payment).await {
+            Ok(()) => {
+                failpoint::reached("sent");
+                let moved = self.advance(payment, State::Broadcast, None).await;
+                failpoint::reached("broadcast");
+                moved
+            }
+            // Ours cannot be sent; somebody else's may arrive, or the time may be over.
+            Err(error) => self.look(payment).await?.ok_or(error),
+        }
     }
 
     /// Sends what was signed, byte for byte.
     async fn send(&self, payment: &Payment) -> Result<(), PaymentError> {
         for signed in store::transactions(&self.0.db, payment.id).await? {
             match self.0.chain.broadcast(&signed.raw).await {
-                Ok(()) => {}
                 Err(error @ (ChainError::Refused(_) | ChainError::Reverted(_))) => {
                     let mut tx = self.0.db.begin().await?;
                     store::note_error(&mut tx, payment.id, &error.to_string(), self.0.clock.now()).await?;
                     tx.commit().await?;
                     return Err(error.into());
                 }
-                Err(error) => return Err(error.into()),
+                sent => sent?,
             }
         }
         Ok(())
     }
 
+    /// Waits for the transfer, ours or another's, and sends again what got lost.
     async fn watch(&self, payment: &Payment, looks: u32) -> Result<Step, PaymentError> {
-        let search_logs = looks % LOOKS_PER_LOG_SEARCH == LOOKS_PER_LOG_SEARCH - 1;
+        let search = looks % LOOKS_PER_LOG_SEARCH == LOOKS_PER_LOG_SEARCH - 1;
         let ours = self.our_status(payment).await?;
-        if (ours != TxStatus::Unknown || search_logs) && self.credit_if_found(payment).await? {
-            return Ok(Step::Moved);
+        if ours == TxStatus::Unknown && !search {
+            return Ok(Step::Wait);
         }
-        if search_logs {
-            if self.end_if_expired(payment).await? {
-                return Ok(Step::AtRest);
+        if let Some(step) = self.look(payment).await? {
+            return Ok(step);
+        }
+        match ours {
+            // Mined, and the logs are not there yet: they will be at the next look.
+            TxStatus::Succeeded { .. } => Ok(Step::Wait),
+            TxStatus::Reverted { .. } if search && self.may_send_again(payment).await? => {
+                self.advance(payment, State::Verified, Some("the transaction reverted; another is sent"))
+                    .await
             }
-            if ours == TxStatus::Unknown {
-                // A node may have dropped it.
+            TxStatus::Reverted { .. } => Ok(Step::Wait),
+            TxStatus::Unknown
+                if self.nonce_is_lost(payment).await? && self.may_send_again(payment).await? =>
+            {
+                self.advance(payment, State::Verified, Some("its account nonce was taken; another is used"))
+                    .await
+            }
+            TxStatus::Unknown => {
                 self.send(payment).await?;
+                Ok(Step::Wait)
             }
         }
-        Ok(Step::Wait)
+    }
+
+    /// Looks for the transfer and for the authorization's end; `Some` if either moved the payment.
+    async fn look(&self, payment: &Payment) -> Result<Option<Step>, PaymentError> {
+        let view = self.sight(payment, Depth::Head).await?;
+        if let Some(found) = view.sighting.undisputed() {
+            let mut tx = self.0.db.begin().await?;
+            let now = self.0.clock.now();
+            if store::advance(&mut tx, payment.id, payment.state, State::Mined, None, now).await? {
+                store::locate(&mut tx, payment.id, found).await?;
+            }
+            tx.commit().await?;
+            failpoint::reached("mined");
+            return Ok(Some(Step::Moved));
+        }
+        match self.expiry(payment).await? {
+            Some((state, why)) => self.advance(payment, state, Some(why)).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn sight(&self, payment: &Payment, depth: Depth) -> Result<View, PaymentError> {
+        let from_block = u64::try_from(payment.seen_block).unwrap_or_default();
+        Ok(self.0.chain.sight(&payment.authorization, from_block, depth).await?)
     }
 
     async fn our_status(&self, payment: &Payment) -> Result<TxStatus, PaymentError> {
+        let mut status = TxStatus::Unknown;
         for signed in store::transactions(&self.0.db, payment.id).await? {
             match self.0.chain.tx_status(signed.hash).await? {
                 TxStatus::Unknown => {}
-                known => return Ok(known),
+                // One that went through counts for more than an earlier one that did not.
+                TxStatus::Succeeded { block } => return Ok(TxStatus::Succeeded { block }),
+                reverted => status = reverted,
             }
         }
-        Ok(TxStatus::Unknown)
+        Ok(status)
     }
 
-    /// Credits a payment whose transfer the chain's logs hold, deep enough.
-    async fn credit_if_found(&self, payment: &Payment) -> Result<bool, PaymentError> {
-        let head = self.0.chain.head().await?;
-        let Some(found) = self.find_transfer(payment, head).await? else { return Ok(false) };
-        // The block it is mined in is the first confirmation.
-        let confirmations = (head.number + 1).saturating_sub(found.block_number);
-        if confirmations < self.0.config.confirmations {
-            return Ok(false);
+    /// Whether the chain has taken the account nonces of all our transactions, and none of them.
+    async fn nonce_is_lost(&self, payment: &Payment) -> Result<bool, PaymentError> {
+        for signed in store::transactions(&self.0.db, payment.id).await? {
+            let taken = self.0.chain.taken_nonces(signed.relayer, Depth::Finalized).await?;
+            if signed.account_nonce >= taken {
+                return Ok(false);
+            }
         }
-        self.credit(payment, &found).await?;
         Ok(true)
     }
 
-    async fn find_transfer(
-        &self,
-        payment: &Payment,
-        up_to: Block,
-    ) -> Result<Option<FoundTransfer>, PaymentError> {
-        let from_block = u64::try_from(payment.seen_block).unwrap_or_default();
-        Ok(self.0.chain.find_transfer(&payment.authorization, from_block, up_to.number).await?)
+    /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling.
+    async fn confirm(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        let view = self.sight(payment, Depth::Head).await?;
+        let found = match &view.sighting {
+            Sighting::Nowhere => {
+                return self.advance(payment, State::Broadcast, Some("the block it was in is gone")).await;
+            }
+            Sighting::Disputed(_) => return Ok(Step::Wait),
+            Sighting::Agreed(found) | Sighting::Alone(found) => found,
+        };
+        // The block it is mined in is the first confirmation.
+        let confirmations = view.tip.number.saturating_add(1).saturating_sub(found.block_number);
+        if confirmations < self.0.config.confirmations {
+            return Ok(Step::Wait);
+        }
+        let is_final = self.sight(payment, Depth::Finalized).await?.sighting.undisputed() == Some(found);
+        if matches!(view.sighting, Sighting::Alone(_)) && !is_final {
+            return Ok(Step::Wait);
+        }
+        self.credit(payment, found, is_final).await
     }
 
     /// The one place where a payment becomes money: the move and the entry in one transaction.
-    async fn credit(&self, payment: &Payment, found: &FoundTransfer) -> Result<(), PaymentError> {
-        let mut tx = self.0.db.begin().await?;
-        if !store::take_for_credit(&mut tx, payment.id, found, self.0.clock.now()).await? {
-            return Ok(());
-        }
+    async fn credit(
+        &self,
+        payment: &Payment,
+        found: &FoundTransfer,
+        is_final: bool,
+    ) -> Result<Step, PaymentError> {
         let wallet = payment.authorization.from;
+        let ceiling = self.0.config.max_unfinalized;
+        let now = self.0.clock.now();
+        let mut tx = self.0.db.begin().await?;
+        if !store::advance(&mut tx, payment.id, State::Mined, State::Credited, None, now).await? {
+            return Ok(Step::Moved);
+        }
+        store::locate(&mut tx, payment.id, found).await?;
+        // The credit locks the wallet's row, so that of two at once the later sees the earlier.
         self.0.ledger.credit(&mut tx, wallet, payment.value, payment.id).await?;
+        if ceiling > MicroUsdc::ZERO
+            && !is_final
+            && store::unfinalized_value(&mut tx, wallet).await? > ceiling
+        {
+            return Ok(Step::Wait);
+        }
+        failpoint::reached("crediting");
         tx.commit().await?;
+        failpoint::reached("credited");
         tracing::info!(
             payment = payment.id, %wallet, amount_micro = payment.value.get(), tx = %found.tx_hash,
             "payment credited"
         );
+        Ok(Step::Moved)
+    }
+
+    /// How a payment has ended without a transfer, if it has: only when its time is over in a block
+    /// that will not be undone, and no transfer for it is in the chain up to there.
+    async fn expiry(&self, payment: &Payment) -> Result<Option<(State, &'static str)>, PaymentError> {
+        let view = self.sight(payment, Depth::Finalized).await?;
+        let authorization = &payment.authorization;
+        if U256::from(view.tip.timestamp) < authorization.valid_before || view.sighting != Sighting::Nowhere {
+            return Ok(None);
+        }
+        if !self.0.chain.is_nonce_used(authorization.from, authorization.nonce).await? {
+            return Ok(Some((State::Expired, "the authorization expired before the transfer went through")));
+        }
+        let from_block = u64::try_from(payment.seen_block).unwrap_or_default();
+        if self.0.chain.was_cancelled(authorization, from_block).await? {
+            return Ok(Some((State::Cancelled, "the payer cancelled the authorization")));
+        }
+        // Used, not cancelled, and no transfer: then the logs we were shown are not all there are.
+        tracing::error!(
+            payment = payment.id,
+            "an authorization was used, and its transfer is not in the logs"
+        );
+        Ok(None)
+    }
+
+    /// A payment that ended without its transfer is looked for once more when it is sent again.
+    pub(super) async fn look_again(&self, payment: &Payment) -> Result<(), PaymentError> {
+        if !matches!(payment.state, State::Expired | State::Cancelled) {
+            return Ok(());
+        }
+        let view = self.sight(payment, Depth::Head).await?;
+        if view.sighting.undisputed().is_some() {
+            self.advance(payment, State::Verified, Some("its transfer has turned up")).await?;
+        }
         Ok(())
     }
 
-    /// A payment has failed only when its time is over in a block that will not be undone, and no
-    /// transfer for it is in the chain up to there.
-    async fn end_if_expired(&self, payment: &Payment) -> Result<bool, PaymentError> {
-        let finalized = self.0.chain.finalized().await?;
-        let expired =
-            alloy::primitives::U256::from(finalized.timestamp) >= payment.authorization.valid_before;
-        if !expired || self.find_transfer(payment, finalized).await?.is_some() {
-            return Ok(false);
-        }
-        let authorization = &payment.authorization;
-        let used = self.0.chain.is_nonce_used(authorization.from, authorization.nonce).await?;
-        let (state, why) = if used {
-            (State::Cancelled, "the payer cancelled the authorization")
-        } else {
-            (State::Expired, "the authorization expired before the transfer went through")
-        };
-        let mut tx = self.0.db.begin().await?;
-        store::mark_ended(&mut tx, payment.id, state, why, self.0.clock.now()).await?;
-        tx.commit().await?;
-        tracing::info!(payment = payment.id, state = state.as_str(), "payment ended without a transfer");
-        Ok(true)
-    }
-
-    /// Picks up payments that nobody drives, and marks those final that have become so.
+    /// Picks up payments that nobody drives, keeps the relayers' transactions moving, and follows
+    /// credited payments until they are final.
     pub(super) async fn sweep(&self) -> Result<(), PaymentError> {
-        for id in store::unfinished(&self.0.db, SWEEP_LIMIT).await? {
-            self.drive(id);
-        }
-        let finalized = self.0.chain.finalized().await?;
-        let up_to = i64::try_from(finalized.number).unwrap_or(i64::MAX);
-        for payment in store::credited_up_to(&self.0.db, up_to, SWEEP_LIMIT).await? {
-            match self.find_transfer(&payment, finalized).await? {
-                Some(found) => {
-                    let mut tx = self.0.db.begin().await?;
-                    store::mark_finalized(&mut tx, payment.id, &found, self.0.clock.now()).await?;
-                    tx.commit().await?;
-                }
-                None => tracing::error!(
-                    payment = payment.id, wallet = %payment.authorization.from,
-                    "a credited transfer is no longer in the chain: look into it"
-                ),
+        let mut last = 0;
+        loop {
+            let page =
+                store::unfinished(&self.0.db, self.chain_id(), self.asset(), last, SWEEP_LIMIT).await?;
+            let Some(id) = page.last() else { break };
+            last = *id;
+            for id in page {
+                self.drive(id);
             }
         }
+        self.tend_relayers().await?;
+        self.follow_to_finality().await
+    }
+
+    /// A nonce that the chain does not take holds up all behind it: what got lost is sent again,
+    /// and what is stuck is replaced by the same call at a higher fee.
+    async fn tend_relayers(&self) -> Result<(), PaymentError> {
+        let now = self.0.clock.now();
+        let mut stuck_seen = BTreeSet::new();
+        let mut taken: BTreeMap<Wallet, u64> = BTreeMap::new();
+        for open in store::open_transactions(&self.0.db, SWEEP_LIMIT).await? {
+            let relayer = open.signed.relayer;
+            if let Entry::Vacant(vacant) = taken.entry(relayer) {
+                let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
+                let mut tx = self.0.db.begin().await?;
+                store::mark_settled(&mut tx, relayer, settled, now).await?;
+                tx.commit().await?;
+                vacant.insert(self.0.chain.taken_nonces(relayer, Depth::Head).await?);
+            }
+            let is_taken = taken.get(&relayer).is_some_and(|taken| open.signed.account_nonce < *taken);
+            let is_young = open.created_at.plus_seconds(STUCK_SECONDS) > now;
+            // Of each nonce the newest comes first; of each relayer only the lowest nonce is replaced.
+            if is_taken || !stuck_seen.insert(relayer) || is_young {
+                continue;
+            }
+            self.replace(&open).await?;
+        }
+        Ok(())
+    }
+
+    async fn replace(&self, open: &OpenTransaction) -> Result<(), PaymentError> {
+        let chain = &self.0.chain;
+        let Some(payment) = store::get(&self.0.db, open.payment_id).await? else { return Ok(()) };
+        let old = &open.signed;
+        // The old one may only have been dropped; nodes refuse it if they have it.
+        let resent = chain.broadcast(&old.raw).await;
+        let Some(fees) = chain.replacement_fees(old.fees).await? else {
+            tracing::warn!(tx = %old.hash, "a transaction is stuck at the highest fee allowed");
+            return Ok(resent?);
+        };
+        let (authorization, signature) = (&payment.authorization, &payment.signature);
+        let signed = match chain.sign(old.relayer, authorization, signature, old.account_nonce, fees) {
+            Ok(signed) => signed,
+            Err(error @ ChainError::UnknownRelayer(_)) => {
+                tracing::warn!(%error, tx = %old.hash, "a stuck transaction cannot be replaced");
+                return Ok(());
+            }
+            Err(other) => return Err(other.into()),
+        };
+        let mut tx = self.0.db.begin().await?;
+        store::insert_transaction(&mut tx, payment.id, &signed, self.0.clock.now()).await?;
+        tx.commit().await?;
+        tracing::info!(payment = payment.id, old = %old.hash, new = %signed.hash, "a stuck transaction is replaced");
+        Ok(chain.broadcast(&signed.raw).await?)
+    }
+
+    /// Marks credited payments final, and notices those whose transfer the chain has undone.
+    async fn follow_to_finality(&self) -> Result<(), PaymentError> {
+        let finalized = self.0.chain.finalized().await?.number;
+        let mut hashes: BTreeMap<u64, Option<String>> = BTreeMap::new();
+        let mut last = 0;
+        loop {
+            let page =
+                store::unfinalized(&self.0.db, self.chain_id(), self.asset(), last, SWEEP_LIMIT).await?;
+            let Some(payment) = page.last() else { return Ok(()) };
+            last = payment.id;
+            for payment in page {
+                let block =
+                    payment.block_number.and_then(|block| u64::try_from(block).ok()).unwrap_or_default();
+                if block > finalized {
+                    // Not final yet: while its block is still in the chain, so is the transfer.
+                    if let Entry::Vacant(vacant) = hashes.entry(block) {
+                        let hash = self.0.chain.block_hash(block).await?;
+                        vacant.insert(hash.map(|hash| store::hex_of(hash.as_slice())));
+                    }
+                    if hashes.get(&block).and_then(Option::as_ref) == payment.block_hash.as_ref() {
+                        continue;
+                    }
+                }
+                if let Err(error) = self.settle_finality(&payment).await {
+                    tracing::warn!(payment = payment.id, %error, "finality not settled; it is tried again");
+                }
+            }
+        }
+    }
+
+    async fn settle_finality(&self, payment: &Payment) -> Result<(), PaymentError> {
+        let now = self.0.clock.now();
+        if let Some(found) = self.sight(payment, Depth::Finalized).await?.sighting.undisputed() {
+            let mut tx = self.0.db.begin().await?;
+            if store::advance(&mut tx, payment.id, State::Credited, State::Finalized, None, now).await? {
+                store::locate(&mut tx, payment.id, found).await?;
+            }
+            return Ok(tx.commit().await?);
+        }
+        match self.sight(payment, Depth::Head).await?.sighting {
+            Sighting::Agreed(found) | Sighting::Alone(found) => {
+                let mut tx = self.0.db.begin().await?;
+                store::locate(&mut tx, payment.id, &found).await?;
+                return Ok(tx.commit().await?);
+            }
+            Sighting::Disputed(_) => return Ok(()),
+            Sighting::Nowhere => {}
+        }
+        tracing::error!(payment = payment.id, wallet = %payment.authorization.from, "a credited transfer was undone");
+        if self.expiry(payment).await?.is_some() {
+            return self.reverse(payment).await;
+        }
+        // It can still go through, so it is sent again; a node that will not take it is no surprise.
+        let _ = self.send(payment).await;
+        Ok(())
+    }
+
+    /// Takes back what was credited for a transfer that is gone for good.
+    async fn reverse(&self, payment: &Payment) -> Result<(), PaymentError> {
+        let wallet = payment.authorization.from;
+        let why = "the chain undid the transfer, and the authorization has expired";
+        let now = self.0.clock.now();
+        let mut tx = self.0.db.begin().await?;
+        if !store::advance(&mut tx, payment.id, State::Credited, State::Reorged, Some(why), now).await? {
+            return Ok(());
+        }
+        let debt = self.0.ledger.reverse(&mut tx, wallet, payment.value, payment.id).await?;
+        tx.commit().await?;
+        metrics::counter!("farebox_reversed_micro_total")
+            .increment(u64::try_from(payment.value.get()).unwrap_or_default());
+        tracing::error!(
+            payment = payment.id, %wallet, amount_micro = payment.value.get(), debt_micro = debt.get(),
+            "a credited payment is reversed"
+        );
         Ok(())
     }
 }
 
+/// A payment driven by this process, until this is dropped.
+struct Driven<'a> {
+    payments: &'a Payments,
+    id: i64,
+}
+
+impl Drop for Driven<'_> {
+    fn drop(&mut self) {
+        unpoisoned(&self.payments.0.driven).remove(&self.id);
+    }
+}
+
+fn out_of_range() -> PaymentError {
+    PaymentError::Unavailable("a number of the chain is out of range".into())
+}
+
 enum Step {
-    /// The payment is in another state now.
+    /// The payment is in another state now, or somebody else has moved it.
     Moved,
     /// It waits for the chain.
     Wait,

@@ -3,7 +3,7 @@
 
 use alloy::primitives::{B256, Bytes, U256};
 
-use crate::chain::{Authorization, FoundTransfer, SignedTx};
+use crate::chain::{Authorization, Fees, FoundTransfer, SignedTx};
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
@@ -39,8 +39,8 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
                 hex_of(authorization.nonce.as_slice()),
                 authorization.to,
                 new.value,
-                seconds(authorization.valid_after),
-                seconds(authorization.valid_before),
+                seconds(authorization.valid_after)?,
+                seconds(authorization.valid_before)?,
                 hex_of(new.signature),
                 new.seen_block,
                 now
@@ -50,9 +50,45 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
     Ok((inserted == 1).then_some(id))
 }
 
-/// Unix seconds of a `uint256`; "for ever" is as late as the books can say.
-fn seconds(value: U256) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
+/// Unix seconds of a `uint256`, exactly: an altered one would not be what was signed.
+fn seconds(value: U256) -> Result<i64, DbError> {
+    i64::try_from(value).map_err(|_| DbError::Corrupt("a time out of range".into()))
+}
+
+/// Payments of one state, or of all, newest first.
+pub async fn newest(db: &Db, state: Option<State>, limit: i64) -> Result<Vec<Payment>, DbError> {
+    let state = state.map(|state| state.as_str().to_owned());
+    let rows = db
+        .rows(
+            "SELECT * FROM payments WHERE $1 IS NULL OR state = $1 ORDER BY id DESC LIMIT $2",
+            args![state, limit],
+        )
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// A wallet's payments that are not at rest.
+pub struct InFlight {
+    pub count: i64,
+    pub value: MicroUsdc,
+}
+
+const SELECT_IN_FLIGHT: &str = "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value
+     FROM payments WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')";
+
+fn read_in_flight(row: Option<DbRow>) -> Result<InFlight, DbError> {
+    match row {
+        Some(row) => Ok(InFlight { count: row.int("n")?, value: row.micro("value")? }),
+        None => Ok(InFlight { count: 0, value: MicroUsdc::ZERO }),
+    }
+}
+
+pub async fn in_flight(db: &Db, wallet: Wallet) -> Result<InFlight, DbError> {
+    read_in_flight(db.row(SELECT_IN_FLIGHT, args![wallet]).await?)
+}
+
+pub async fn in_flight_in(tx: &mut DbTx, wallet: Wallet) -> Result<InFlight, DbError> {
+    read_in_flight(tx.row(SELECT_IN_FLIGHT, args![wallet]).await?)
 }
 
 pub async fn find(
@@ -92,24 +128,37 @@ pub async fn of_wallet(
     rows.iter().map(read).collect()
 }
 
-/// Payments that are not at rest yet, oldest first.
-pub async fn unfinished(db: &Db, limit: i64) -> Result<Vec<i64>, DbError> {
+/// Payments of this token that are not at rest yet, a page of them by id.
+pub async fn unfinished(
+    db: &Db,
+    chain_id: i64,
+    asset: Wallet,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<i64>, DbError> {
     let rows = db
         .rows(
             "SELECT id FROM payments WHERE state IN ('verified', 'signed', 'broadcast', 'mined')
-             ORDER BY id LIMIT $1",
-            args![limit],
+             AND chain_id = $1 AND asset = $2 AND id > $3 ORDER BY id LIMIT $4",
+            args![chain_id, asset, after, limit],
         )
         .await?;
     rows.iter().map(|row| row.int("id")).collect()
 }
 
-/// Credited payments whose block is at most `block`: they may be final.
-pub async fn credited_up_to(db: &Db, block: i64, limit: i64) -> Result<Vec<Payment>, DbError> {
+/// Credited payments of this token that are not final yet, a page of them by id.
+pub async fn unfinalized(
+    db: &Db,
+    chain_id: i64,
+    asset: Wallet,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Payment>, DbError> {
     let rows = db
         .rows(
-            "SELECT * FROM payments WHERE state = 'credited' AND block_number <= $1 ORDER BY id LIMIT $2",
-            args![block, limit],
+            "SELECT * FROM payments WHERE state = 'credited' AND chain_id = $1 AND asset = $2 AND id > $3
+             ORDER BY id LIMIT $4",
+            args![chain_id, asset, after, limit],
         )
         .await?;
     rows.iter().map(read).collect()
@@ -145,33 +194,78 @@ pub async fn next_nonce(
     Ok(next - 1)
 }
 
-/// Takes a verified payment for signing; whoever gets `true` signs it.
-pub async fn take_for_signing(tx: &mut DbTx, id: i64, now: Timestamp) -> Result<bool, DbError> {
-    let taken = tx
+/// Moves a payment from `from` to `to`: the one statement that does. `false`, if it is not in `from`
+/// any more: somebody else has moved it. A move that payments cannot make the database refuses.
+pub async fn advance(
+    tx: &mut DbTx,
+    id: i64,
+    from: State,
+    to: State,
+    why: Option<&str>,
+    now: Timestamp,
+) -> Result<bool, DbError> {
+    let moved = tx
         .execute(
-            "UPDATE payments SET state = 'signed', updated_at_ms = $2 WHERE id = $1 AND state = 'verified'",
-            args![id, now],
+            "UPDATE payments SET state = $3, last_error = $4, updated_at_ms = $5 WHERE id = $1 AND state = $2",
+            args![id, from.as_str(), to.as_str(), why.map(str::to_owned), now],
         )
         .await?;
-    Ok(taken == 1)
+    Ok(moved == 1)
 }
 
+/// Notes where a payment's transfer is in the chain.
+pub async fn locate(tx: &mut DbTx, id: i64, found: &FoundTransfer) -> Result<(), DbError> {
+    tx.execute(
+        "UPDATE payments SET tx_hash = $2, block_number = $3, block_hash = $4, log_index = $5 WHERE id = $1",
+        args![
+            id,
+            hex_of(found.tx_hash.as_slice()),
+            number(found.block_number)?,
+            hex_of(found.block_hash.as_slice()),
+            number(found.log_index)?
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+/// Of a wallet's payments, what is credited and not final yet.
+pub async fn unfinalized_value(tx: &mut DbTx, wallet: Wallet) -> Result<MicroUsdc, DbError> {
+    let row = tx
+        .row(
+            "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+             WHERE from_wallet = $1 AND state = 'credited'",
+            args![wallet],
+        )
+        .await?;
+    row.map_or(Ok(MicroUsdc::ZERO), |row| row.micro("value"))
+}
+
+/// Keeps a signed transaction, before anybody sees it, and names it on its payment.
 pub async fn insert_transaction(
     tx: &mut DbTx,
     payment_id: i64,
-    relayer: Wallet,
-    account_nonce: i64,
     signed: &SignedTx,
     now: Timestamp,
 ) -> Result<(), DbError> {
     tx.execute(
-        "INSERT INTO payment_transactions (tx_hash, payment_id, relayer, account_nonce, raw, created_at_ms)
-         VALUES ($1, $2, $3, $4, $5, $6)",
-        args![hex_of(signed.hash.as_slice()), payment_id, relayer, account_nonce, hex_of(&signed.raw), now],
+        "INSERT INTO payment_transactions (tx_hash, payment_id, relayer, account_nonce, raw, max_fee_wei,
+                                           priority_fee_wei, created_at_ms)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING",
+        args![
+            hex_of(signed.hash.as_slice()),
+            payment_id,
+            signed.relayer,
+            number(signed.account_nonce)?,
+            hex_of(&signed.raw),
+            signed.fees.max_fee.to_string(),
+            signed.fees.max_priority_fee.to_string(),
+            now
+        ],
     )
     .await?;
     tx.execute(
-        "UPDATE payments SET tx_hash = $2 WHERE id = $1",
+        "UPDATE payments SET tx_hash = $2 WHERE id = $1 AND state IN ('verified', 'signed', 'broadcast')",
         args![payment_id, hex_of(signed.hash.as_slice())],
     )
     .await
@@ -182,87 +276,45 @@ pub async fn insert_transaction(
 pub async fn transactions(db: &Db, payment_id: i64) -> Result<Vec<SignedTx>, DbError> {
     let rows = db
         .rows(
-            "SELECT tx_hash, raw FROM payment_transactions WHERE payment_id = $1
-             ORDER BY created_at_ms DESC, tx_hash",
+            "SELECT * FROM payment_transactions WHERE payment_id = $1 ORDER BY created_at_ms DESC, tx_hash",
             args![payment_id],
         )
         .await?;
-    let read =
-        |row: &DbRow| Ok(SignedTx { hash: b256(row, "tx_hash")?, raw: Bytes::from(bytes(row, "raw")?) });
+    rows.iter().map(read_transaction).collect()
+}
+
+/// A transaction whose account nonce the chain has not taken for good.
+pub struct OpenTransaction {
+    pub payment_id: i64,
+    pub signed: SignedTx,
+    pub created_at: Timestamp,
+}
+
+/// All of those, by relayer and nonce, the newest of each nonce first.
+pub async fn open_transactions(db: &Db, limit: i64) -> Result<Vec<OpenTransaction>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT * FROM payment_transactions WHERE settled_at_ms IS NULL
+             ORDER BY relayer, account_nonce, created_at_ms DESC LIMIT $1",
+            args![limit],
+        )
+        .await?;
+    let read = |row: &DbRow| {
+        Ok(OpenTransaction {
+            payment_id: row.int("payment_id")?,
+            signed: read_transaction(row)?,
+            created_at: row.time("created_at_ms")?,
+        })
+    };
     rows.iter().map(read).collect()
 }
 
-pub async fn mark_broadcast(tx: &mut DbTx, id: i64, now: Timestamp) -> Result<(), DbError> {
+/// Takes note that the chain has taken a relayer's nonces below `below` for good.
+pub async fn mark_settled(tx: &mut DbTx, relayer: Wallet, below: u64, now: Timestamp) -> Result<(), DbError> {
     tx.execute(
-        "UPDATE payments SET state = 'broadcast', updated_at_ms = $2 WHERE id = $1 AND state = 'signed'",
-        args![id, now],
-    )
-    .await
-    .map(drop)
-}
-
-/// Marks a payment credited by the transfer that was found for it. Whoever gets `true` credits,
-/// in the same transaction.
-pub async fn take_for_credit(
-    tx: &mut DbTx,
-    id: i64,
-    found: &FoundTransfer,
-    now: Timestamp,
-) -> Result<bool, DbError> {
-    let taken = tx
-        .execute(
-            "UPDATE payments SET state = 'credited', tx_hash = $2, block_number = $3, block_hash = $4,
-                                 log_index = $5, last_error = NULL, updated_at_ms = $6
-             WHERE id = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
-            args![
-                id,
-                hex_of(found.tx_hash.as_slice()),
-                number(found.block_number)?,
-                hex_of(found.block_hash.as_slice()),
-                number(found.log_index)?,
-                now
-            ],
-        )
-        .await?;
-    Ok(taken == 1)
-}
-
-/// Marks a credited payment final, at the place where its transfer is now.
-pub async fn mark_finalized(
-    tx: &mut DbTx,
-    id: i64,
-    found: &FoundTransfer,
-    now: Timestamp,
-) -> Result<(), DbError> {
-    tx.execute(
-        "UPDATE payments SET state = 'finalized', tx_hash = $2, block_number = $3, block_hash = $4,
-                             log_index = $5, updated_at_ms = $6
-         WHERE id = $1 AND state = 'credited'",
-        args![
-            id,
-            hex_of(found.tx_hash.as_slice()),
-            number(found.block_number)?,
-            hex_of(found.block_hash.as_slice()),
-            number(found.log_index)?,
-            now
-        ],
-    )
-    .await
-    .map(drop)
-}
-
-/// Ends a payment that can no longer arrive.
-pub async fn mark_ended(
-    tx: &mut DbTx,
-    id: i64,
-    state: State,
-    why: &str,
-    now: Timestamp,
-) -> Result<(), DbError> {
-    tx.execute(
-        "UPDATE payments SET state = $2, last_error = $3, updated_at_ms = $4
-         WHERE id = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
-        args![id, state.as_str(), why, now],
+        "UPDATE payment_transactions SET settled_at_ms = $3
+         WHERE relayer = $1 AND account_nonce < $2 AND settled_at_ms IS NULL",
+        args![relayer, number(below)?, now],
     )
     .await
     .map(drop)
@@ -296,13 +348,26 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
         seen_block: row.int("seen_block")?,
         tx_hash: row.text_or_null("tx_hash")?,
         block_number: row.int_or_null("block_number")?,
+        block_hash: row.text_or_null("block_hash")?,
         log_index: row.int_or_null("log_index")?,
         last_error: row.text_or_null("last_error")?,
         created_at: row.time("created_at_ms")?,
     })
 }
 
-fn hex_of(bytes: &[u8]) -> String {
+fn read_transaction(row: &DbRow) -> Result<SignedTx, DbError> {
+    Ok(SignedTx {
+        relayer: row.wallet("relayer")?,
+        account_nonce: u64::try_from(row.int("account_nonce")?)
+            .map_err(|_| DbError::Corrupt("account_nonce below zero".into()))?,
+        fees: Fees { max_fee: row.parsed("max_fee_wei")?, max_priority_fee: row.parsed("priority_fee_wei")? },
+        hash: b256(row, "tx_hash")?,
+        raw: Bytes::from(bytes(row, "raw")?),
+    })
+}
+
+/// A hash as the books have it.
+pub fn hex_of(bytes: &[u8]) -> String {
     format!("0x{}", hex::encode(bytes))
 }
 

@@ -12,9 +12,10 @@ use std::sync::atomic::Ordering;
 
 use alloy::primitives::U256;
 
-use crate::chain::{self, Authorization, ChainError};
+use crate::chain::{self, Authorization, ChainError, Depth, Sighting};
+use crate::failpoint;
 use crate::money::MicroUsdc;
-use crate::payments::store::{self, NewPayment};
+use crate::payments::store::{self, InFlight, NewPayment};
 use crate::payments::wire::{Payload, Reason};
 use crate::payments::{ChainHealth, PaymentError, Payments, refused};
 
@@ -22,6 +23,14 @@ use crate::payments::{ChainHealth, PaymentError, Payments, refused};
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
 /// Time enough for a block or three.
 const VALID_BEFORE_MARGIN_SECONDS: u64 = 6;
+/// A payment is watched until its authorization ends, so that must not be never.
+const LONGEST_VALID_SECONDS: u64 = 86_400;
+/// Blocks by which two endpoints, or two looks at one, may differ.
+const HEAD_MARGIN_BLOCKS: u64 = 64;
+/// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
+const MAX_UNFINISHED: i64 = 8;
+/// Blocks in which logs may still be on their way to an endpoint.
+const JUST_NOW_BLOCKS: u64 = 8;
 /// How far back to look for an authorization that somebody else has sent already.
 const LOOK_BACK_BLOCKS: u64 = 2_000;
 
@@ -36,20 +45,30 @@ impl Payments {
         payload.check_offered(config).map_err(|reason| {
             refused(reason, format!("use x402 version 1 or 2, scheme exact, network {}", config.network()))
         })?;
-        let authorization = &payload.authorization;
-        if authorization.to != config.pay_to {
+        if payload.authorization.to != config.pay_to {
             let sentence = format!("authorize the transfer to {}", config.pay_to);
             return Err(refused(Reason::RecipientMismatch, sentence));
         }
-        let value = chain::micro(authorization.value);
+        let value = self.check_amount(payload, amount)?;
         match amount {
-            Some(amount) if value == Some(amount) => Ok(amount),
-            Some(amount) => {
+            Some(_) => Ok(value),
+            None if (config.min_topup..=config.max_topup).contains(&value) => Ok(value),
+            None => Err(PaymentError::OutOfBounds),
+        }
+    }
+
+    /// Whether the authorised value is what is asked for, where something is.
+    pub(super) fn check_amount(
+        &self,
+        payload: &Payload,
+        amount: Option<MicroUsdc>,
+    ) -> Result<MicroUsdc, PaymentError> {
+        let value = chain::micro(payload.authorization.value);
+        match amount {
+            Some(amount) if value != Some(amount) => {
                 Err(refused(Reason::ValueMismatch, format!("authorize exactly {amount} micro-USDC")))
             }
-            None => value
-                .filter(|value| (config.min_topup..=config.max_topup).contains(value))
-                .ok_or(PaymentError::OutOfBounds),
+            _ => value.ok_or(PaymentError::OutOfBounds),
         }
     }
 
@@ -61,12 +80,16 @@ impl Payments {
                 _ => "the chain has not been reached yet",
             }));
         }
+        let Ok(_place) = self.0.admissions.try_acquire() else {
+            return Err(unavailable("too many payments are being verified"));
+        };
         self.check_times(&payload.authorization)?;
-        let head = self.0.chain.head().await?;
         self.check_signature(payload).await?;
+        // Another endpoint may be a little ahead of the one that says where the head is.
+        let head = self.0.chain.head().await?.number;
         let seen_block = match self.0.chain.simulate(&payload.authorization, &payload.signature).await {
-            Ok(()) => head.number,
-            Err(ChainError::Reverted(why)) => self.explain_revert(payload, head.number, &why).await?,
+            Ok(()) => head.saturating_sub(HEAD_MARGIN_BLOCKS),
+            Err(ChainError::Reverted(why)) => self.explain_revert(payload, head, &why).await?,
             Err(other) => return Err(other.into()),
         };
         let new = NewPayment {
@@ -77,16 +100,23 @@ impl Payments {
             signature: &payload.signature,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
+        let from = payload.authorization.from;
+        let in_flight = store::in_flight(&self.0.db, from).await?;
+        let held = if in_flight.count > 0 { Some(self.0.chain.token_balance(from).await?) } else { None };
         let mut tx = self.0.db.begin().await?;
         if let Some(id) = store::insert(&mut tx, &new, self.0.clock.now()).await? {
+            // Numbering payments orders those who insert, so each sees all that came before it.
+            let in_flight = store::in_flight_in(&mut tx, from).await?;
+            check_in_flight(&in_flight, held)?;
             tx.commit().await?;
+            failpoint::reached("verified");
             tracing::info!(payment = id, wallet = %payload.authorization.from, %value, "payment verified");
             return Ok(id);
         }
         drop(tx);
         // The same payload came in twice, and the other one was quicker.
         match self.find(payload).await? {
-            Some(known) => self.same_payment(payload, &known),
+            Some(known) => self.same_payment(payload, &known).map(|()| known.id),
             None => Err(unavailable("the payment was not written down")),
         }
     }
@@ -102,6 +132,10 @@ impl Payments {
                 "the authorization has expired, or is about to: sign one that lasts a minute or more",
             ));
         }
+        if authorization.valid_before > U256::from(now.saturating_add(LONGEST_VALID_SECONDS)) {
+            let sentence = "the authorization is valid for too long: sign one that ends within a day";
+            return Err(refused(Reason::ValidBefore, sentence));
+        }
         Ok(())
     }
 
@@ -111,8 +145,11 @@ impl Payments {
         if chain::recover(hash, &payload.signature) == Some(authorization.from.0) {
             return Ok(());
         }
-        // Of an account with code the token asks the code; the simulation does that for us.
-        if self.0.chain.has_code(authorization.from).await? {
+        // Of an account with code, or one that gets it on the way, the token asks the code; the
+        // simulation does that for us.
+        if self.0.chain.deploys_its_wallet(&payload.signature)
+            || self.0.chain.has_code(authorization.from).await?
+        {
             return Ok(());
         }
         if payload.signature.len() != 65 {
@@ -137,14 +174,22 @@ impl Payments {
         let chain = &self.0.chain;
         if chain.is_nonce_used(authorization.from, authorization.nonce).await? {
             let from_block = head.saturating_sub(LOOK_BACK_BLOCKS);
-            let head = chain.head().await?.number;
-            return match chain.find_transfer(authorization, from_block, head).await? {
-                Some(found) => Ok(found.block_number),
-                None => Err(refused(
+            let view = chain.sight(authorization, from_block, Depth::Head).await?;
+            if view.sighting != Sighting::Nowhere {
+                return Ok(from_block);
+            }
+            // Used only just now, its logs may not be everywhere yet: that is no time to send the
+            // payer away. What was used earlier and left no transfer in all that time never paid us.
+            let earlier = head.saturating_sub(JUST_NOW_BLOCKS);
+            let cancelled = chain.was_cancelled(authorization, from_block).await?;
+            let (from, nonce) = (authorization.from, authorization.nonce);
+            if cancelled || chain.was_nonce_used_at(from, nonce, earlier).await? {
+                return Err(refused(
                     Reason::NonceAlreadyUsed,
                     "this authorization was used or cancelled: sign a new one with a fresh nonce",
-                )),
-            };
+                ));
+            }
+            return Ok(from_block);
         }
         let balance = chain.token_balance(authorization.from).await?;
         if balance < authorization.value {
@@ -165,4 +210,19 @@ impl Payments {
 
 fn unavailable(why: &str) -> PaymentError {
     PaymentError::Unavailable(why.to_owned())
+}
+
+/// A wallet can authorise the same coins many times over, and each would be sent at our expense.
+fn check_in_flight(in_flight: &InFlight, held: Option<U256>) -> Result<(), PaymentError> {
+    if in_flight.count > MAX_UNFINISHED {
+        return Err(PaymentError::TooManyUnfinished);
+    }
+    let promised = u64::try_from(in_flight.value.get()).map(U256::from).unwrap_or(U256::MAX);
+    match held {
+        Some(held) if in_flight.count > 1 && held < promised => Err(refused(
+            Reason::InsufficientBalance,
+            format!("{promised} micro-USDC are authorised in payments not finished yet, and {held} are held"),
+        )),
+        _ => Ok(()),
+    }
 }

@@ -30,14 +30,24 @@ impl Usage {
         Some(Self { prompt, cached: cached.min(prompt), completion, reasoning: reasoning.min(completion) })
     }
 
+    /// The larger of each count, where two sources know of a part each.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            prompt: self.prompt.max(other.prompt),
+            cached: self.cached.max(other.cached),
+            completion: self.completion.max(other.completion),
+            reasoning: self.reasoning.max(other.reasoning),
+        }
+    }
+
     /// Prompt tokens at the full price.
     pub fn uncached(&self) -> u64 {
         self.prompt.saturating_sub(self.cached)
     }
 }
 
-/// Ten billion tokens: a thousand times the longest context there is.
-const MAX_TOKENS: u64 = 10_000_000_000;
+/// A hundred million tokens: ten times the longest context there is.
+const MAX_TOKENS: u64 = 100_000_000;
 
 #[derive(Deserialize)]
 struct WireUsage {

@@ -80,7 +80,7 @@ async fn apply(books: &Books, call: &Call) -> (Answer, Vec<Balance>) {
     for row in books.db.rows("SELECT * FROM wallets", vec![]).await.unwrap() {
         let number = row.wallet("address").unwrap().0[0];
         let (balance, locked) = (row.micro("balance_micro").unwrap(), row.micro("locked_micro").unwrap());
-        balances[usize::from(number)] = Balance { balance, locked };
+        balances[usize::from(number)] = Balance { balance, locked, debt: MicroUsdc::ZERO };
     }
     (answer, balances)
 }
@@ -88,21 +88,55 @@ async fn apply(books: &Books, call: &Call) -> (Answer, Vec<Balance>) {
 /// What may happen next. Which hold or payment is meant depends on what there is by then.
 #[derive(Clone, Debug)]
 enum Step {
-    Credit { wallet: u8, micro: i64 },
-    CreditAgain { payment: Index },
-    Hold { wallet: u8, micro: i64, key: Option<i64>, node: usize },
-    HoldAgain { hold: Index, node: usize },
-    HoldOther { hold: Index, wallet: u8, micro: i64 },
-    End { hold: Index, how: How },
-    EndAgain { end: Index },
-    EndOther { end: Index, how: How },
-    EndAbove { hold: Index },
+    Credit {
+        wallet: u8,
+        micro: i64,
+    },
+    CreditAgain {
+        payment: Index,
+    },
+    Hold {
+        wallet: u8,
+        micro: i64,
+        key: Option<i64>,
+        node: usize,
+    },
+    HoldAgain {
+        hold: Index,
+        node: usize,
+    },
+    HoldOther {
+        hold: Index,
+        wallet: u8,
+        micro: i64,
+    },
+    End {
+        hold: Index,
+        how: How,
+    },
+    EndAgain {
+        end: Index,
+    },
+    EndOther {
+        end: Index,
+        how: How,
+    },
+    EndAbove {
+        hold: Index,
+    },
     /// The database loses a hold in a crash …
-    Lose { hold: Index },
+    Lose {
+        hold: Index,
+    },
     /// … and the gateway, which lived on, ends it.
-    EndLost { hold: Index, how: How },
+    EndLost {
+        hold: Index,
+        how: How,
+    },
     /// One node finds the other dead.
-    Sweep { node: usize },
+    Sweep {
+        node: usize,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -187,9 +221,7 @@ async fn answer(books: &Books, call: &Call) -> Answer {
                 Err(error) => refusal(error),
             }
         }
-        Call::Hold { hold, node } => {
-            ledger(*node).hold(hold).await.map_or_else(refusal, Answer::Balance)
-        }
+        Call::Hold { hold, node } => ledger(*node).hold(hold).await.map_or_else(refusal, Answer::Balance),
         Call::End(ending) => ledger(0).end(ending).await.map_or_else(refusal, Answer::Ended),
         Call::Lose(hold) => {
             super::lose(books, hold).await;
@@ -205,6 +237,7 @@ fn refusal(error: LedgerError) -> Answer {
         LedgerError::Insufficient { required, balance } => Answer::Insufficient { required, balance },
         LedgerError::Conflict(_) => Answer::Conflict,
         LedgerError::OutOfRange => Answer::OutOfRange,
+        LedgerError::Frozen(_) | LedgerError::UnknownWallet(_) => Answer::Unexpected(error.to_string()),
         LedgerError::Db(error) if DbError::is_unique_violation(&error) => Answer::CreditedBefore,
         LedgerError::Db(error) => Answer::Unexpected(error.to_string()),
     }
@@ -277,7 +310,8 @@ impl Model {
             }
             Step::Lose { hold } => Call::Lose(self.pick_open(hold)?),
             Step::EndLost { hold, how } => {
-                let gone = |hold: &&Hold| !self.open.contains_key(&hold.id) && !self.ends.contains_key(&hold.id);
+                let gone =
+                    |hold: &&Hold| !self.open.contains_key(&hold.id) && !self.ends.contains_key(&hold.id);
                 let lost: Vec<_> = self.asked.iter().filter(gone).collect();
                 let place = (!lost.is_empty()).then(|| hold.index(lost.len()))?;
                 Call::End(how.of(lost[place]))
@@ -303,8 +337,8 @@ impl Model {
         let (_, receipt) = &self.ends[&first.hold.id];
         let other = how.of(&first.hold);
         let was_lost = receipt.reason.as_deref() == Some(HOLD_LOST);
-        let differs = other.outcome != first.outcome
-            || (!was_lost && other.charge.charged != first.charge.charged);
+        let differs =
+            other.outcome != first.outcome || (!was_lost && other.charge.charged != first.charge.charged);
         differs.then_some(other)
     }
 

@@ -68,7 +68,8 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
     if matches!(fault, Some(Fault::Unreachable)) {
         return (StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
     }
-    let answer = relay.http.post(&relay.upstream).header("content-type", "application/json").body(body).send().await;
+    let answer =
+        relay.http.post(&relay.upstream).header("content-type", "application/json").body(body).send().await;
     let answer = answer.unwrap().bytes().await.unwrap();
     match fault {
         None => (StatusCode::OK, answer),

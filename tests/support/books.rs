@@ -104,12 +104,7 @@ pub async fn credit(
                                valid_before, signature, state, seen_block, tx_hash, block_number, log_index,
                                created_at_ms, updated_at_ms)
          VALUES ($1, 8453, $2, $2, $3, $2, $4, 0, 1, '0x', 'credited', 1, $3, 1, 1, 0, 0)",
-        vec![
-            Arg::from(payment_id),
-            Arg::from(wallet),
-            Arg::from(of_the_payment),
-            Arg::from(amount),
-        ],
+        vec![Arg::from(payment_id), Arg::from(wallet), Arg::from(of_the_payment), Arg::from(amount)],
     )
     .await?;
     Ok(balance)
@@ -187,7 +182,7 @@ pub fn settled(hold: &Hold, usage: Usage) -> Ending {
 }
 
 pub fn balance(balance: i64, locked: i64) -> Balance {
-    Balance { balance: MicroUsdc::new(balance), locked: MicroUsdc::new(locked) }
+    Balance { balance: MicroUsdc::new(balance), locked: MicroUsdc::new(locked), debt: MicroUsdc::ZERO }
 }
 
 /// Audits the books without a chain; they must agree with themselves.

@@ -170,6 +170,18 @@ impl Gateway {
         self.process = launch(&self.setup, self.directory.path(), &self.host).unwrap();
     }
 
+    /// Like [`Self::restart`], for a process that may die before it is ready; whether it is.
+    pub fn try_restart(&mut self) -> bool {
+        self.earlier += &self.process.output();
+        match launch(&self.setup, self.directory.path(), &self.host) {
+            Ok(process) => {
+                self.process = process;
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
     pub fn kill_9(&mut self) {
         self.process.kill_9();
     }

@@ -138,7 +138,10 @@ fn binaries() -> PathBuf {
     }
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let version = |path: &Path| path.file_name()?.to_str()?.parse::<u32>().ok();
-    let newest = versions.map(|entry| entry.path()).filter(|path| version(path).is_some()).max_by_key(|path| version(path));
+    let newest = versions
+        .map(|entry| entry.path())
+        .filter(|path| version(path).is_some())
+        .max_by_key(|path| version(path));
     newest.expect("PostgreSQL is installed, or POSTGRES_BIN says where it is").join("bin")
 }
 
