@@ -828,7 +828,7 @@ async fn without_a_chain_nothing_is_taken() {
         // … or went away, at any point before the payment is in the journal.
         let node = bench.node_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
         for method in ["eth_getBlockByNumber", "eth_call"] {
-            rpc.break_method(method, Fault::Unreachable);
+            rpc.break_methods(&[(method, Fault::Unreachable)]);
             let result = in_time("an answer", node.payments.pay(&payload, None)).await;
             assert!(matches!(result, Err(PaymentError::Unavailable(_))), "{method}: {result:?}");
             rpc.mend();
@@ -852,24 +852,24 @@ async fn a_second_endpoint_stands_in_for_the_first() {
     .await;
 }
 
-/// Stops a payment at each step of its way to the chain, by the one call the step needs.
-const STEPS: &[(&str, Fault, State)] = &[
-    ("eth_getTransactionCount", Fault::Unreachable, State::Verified),
-    ("eth_sendRawTransaction", Fault::Unreachable, State::Signed),
+/// Calls that fail, and the state in which they stop a payment on its way.
+const STOPS: &[(&[(&str, Fault)], State)] = &[
+    (&[("eth_getTransactionCount", Fault::Unreachable)], State::Verified),
+    (&[("eth_sendRawTransaction", Fault::Unreachable)], State::Signed),
     // The endpoint has taken the transaction, and nobody hears of it.
-    ("eth_sendRawTransaction", Fault::AnswerLost, State::Signed),
-    ("eth_getTransactionReceipt", Fault::Unreachable, State::Broadcast),
-    ("eth_getLogs", Fault::Unreachable, State::Broadcast),
+    (&[("eth_sendRawTransaction", Fault::AnswerLost), ("eth_getLogs", Fault::Unreachable)], State::Signed),
+    (&[("eth_getTransactionReceipt", Fault::Unreachable)], State::Broadcast),
+    (&[("eth_getLogs", Fault::Unreachable)], State::Broadcast),
 ];
 
 #[tokio::test]
 async fn a_process_started_anew_finishes_what_the_last_one_began() {
     each(async |bench| {
         let rpc = FaultyRpc::start(&bench.chain.url).await;
-        for (number, (method, fault, stops_in)) in STEPS.iter().enumerate() {
+        for (number, (faults, stops_in)) in STOPS.iter().enumerate() {
             let before = bench.node_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
             let payer = bench.payer(10 * FIVE_USD).await;
-            rpc.break_method(method, *fault);
+            rpc.break_methods(faults);
             before.pay_and_leave(&payload(&bench.authorization(&payer))).await;
             let stopped = before.until(&payer, *stops_in).await;
             before.crash().await;
@@ -879,7 +879,7 @@ async fn a_process_started_anew_finishes_what_the_last_one_began() {
             after.run();
             let credited = after.until(&payer, State::Credited).await;
             assert_eq!(credited.id, stopped.id);
-            assert_eq!(after.balance_of(&payer).await, 5_000_000, "stopped by {method}");
+            assert_eq!(after.balance_of(&payer).await, 5_000_000, "stopped in {stops_in:?}");
             assert_eq!(bench.chain.usdc_of(payer.address()).await, 9 * FIVE_USD);
             assert_eq!(bench.sent_by_relayer().await, format!("{:#x}", number + 1));
             after.crash().await;
@@ -894,14 +894,14 @@ async fn an_outage_on_the_way_only_delays() {
     each(async |bench| {
         let rpc = FaultyRpc::start(&bench.chain.url).await;
         let node = bench.node_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
-        for (method, fault, stops_in) in STEPS {
+        for (faults, stops_in) in STOPS {
             let payer = bench.payer(10 * FIVE_USD).await;
             let payload = payload(&bench.authorization(&payer));
-            rpc.break_method(method, *fault);
+            rpc.break_methods(faults);
             node.pay_and_leave(&payload).await;
             node.until(&payer, *stops_in).await;
             rpc.mend();
-            assert_eq!(node.pay(&payload).await.state, State::Credited, "delayed by {method}");
+            assert_eq!(node.pay(&payload).await.state, State::Credited, "delayed in {stops_in:?}");
             assert_eq!(node.balance_of(&payer).await, 5_000_000);
         }
         bench.assert_reconciled(&node).await;

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CACHE_CONTROL, REFERRER_POLICY, RETRY_AFTER};
+use axum::http::header::{CACHE_CONTROL, EXPECT, REFERRER_POLICY, RETRY_AFTER};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
@@ -14,6 +15,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::app::App;
 use crate::http::extract::{self, RequestId};
+use crate::http::leftover::Leftover;
 use crate::http::names;
 
 /// How long a browser may remember a preflight's answer.
@@ -68,7 +70,15 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     // Only a signed message in the query makes a URL a secret.
     let signed_url = extract::is_signed(request.uri());
 
+    let leftover = Leftover::new(std::mem::take(request.body_mut()));
+    *request.body_mut() = Body::new(leftover.clone());
+    // Who waits for leave to send a body has sent none.
+    let awaits_leave = request.headers().contains_key(EXPECT);
+
     let mut response = next.run(request).await;
+    if response.status().as_u16() >= 400 && !awaits_leave {
+        leftover.discard().await;
+    }
 
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {

@@ -4,6 +4,7 @@ mod chat;
 mod error;
 mod extract;
 mod keys;
+mod leftover;
 mod middleware;
 mod requests;
 mod server;

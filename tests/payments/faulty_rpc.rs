@@ -45,9 +45,10 @@ impl FaultyRpc {
         Self { url, faults, server }
     }
 
-    /// Makes every call of a method fail from now on.
-    pub fn break_method(&self, method: &str, fault: Fault) {
-        self.faults.lock().unwrap().insert(method.to_owned(), fault);
+    /// Makes every call of these methods fail from now on.
+    pub fn break_methods(&self, faults: &[(&str, Fault)]) {
+        let faults = faults.iter().map(|(method, fault)| ((*method).to_owned(), *fault));
+        self.faults.lock().unwrap().extend(faults);
     }
 
     pub fn mend(&self) {
