@@ -278,8 +278,8 @@ const ALTERATIONS: &[Alteration] = &[
     },
     Alteration {
         what: "a payment's state",
-        sqlite: &[],
-        postgres: &[],
+        sqlite: &["DROP TRIGGER payments_legal_moves"],
+        postgres: &["ALTER TABLE payments DISABLE TRIGGER payments_legal_moves"],
         statement: "UPDATE payments SET state = 'failed' WHERE id = 1",
         drift: &[CREDITS],
     },

@@ -429,21 +429,21 @@ async fn the_database_refuses_what_the_books_must_never_say() {
             (
                 "an entry with one side",
                 "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', 5, balance_after_micro,
-                     balance_after_micro + 5, contra_account, -4, 0 FROM entries WHERE kind = 'topup'",
+                     balance_after_micro + 5, contra_account, -4, 0, NULL FROM entries WHERE kind = 'topup'",
             ),
             (
                 "an entry that does not add up",
                 "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', 5, balance_after_micro,
-                     balance_after_micro + 6, contra_account, -5, 0 FROM entries WHERE kind = 'topup'",
+                     balance_after_micro + 6, contra_account, -5, 0, NULL FROM entries WHERE kind = 'topup'",
             ),
             (
                 "an entry below zero",
-                "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', -5, 4, -1, contra_account, 5, 0
+                "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', -5, 4, -1, contra_account, 5, 0, NULL
                  FROM entries WHERE kind = 'charge'",
             ),
             (
                 "a charge that adds",
-                "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', 5, 0, 5, contra_account, -5, 0
+                "INSERT INTO entries SELECT wallet, seq + 10, kind, 'x', 5, 0, 5, contra_account, -5, 0, NULL
                  FROM entries WHERE kind = 'charge'",
             ),
             ("a hold below zero", "UPDATE holds SET amount_micro = -1"),
@@ -478,19 +478,19 @@ async fn the_database_refuses_what_the_books_must_never_say() {
             (
                 "a second credit for a payment",
                 "INSERT INTO entries SELECT wallet, seq + 10, kind, reference, amount_micro,
-                     balance_before_micro, balance_after_micro, contra_account, contra_micro, 0
+                     balance_before_micro, balance_after_micro, contra_account, contra_micro, 0, NULL
                  FROM entries WHERE kind = 'topup'",
             ),
             (
                 "a second charge for a request",
                 "INSERT INTO entries SELECT wallet, seq + 10, kind, reference, amount_micro,
-                     balance_before_micro, balance_after_micro, contra_account, contra_micro, 0
+                     balance_before_micro, balance_after_micro, contra_account, contra_micro, 0, NULL
                  FROM entries WHERE kind = 'charge'",
             ),
             (
                 "a second entry in the same place",
                 "INSERT INTO entries SELECT wallet, seq, kind, 'x', amount_micro, balance_before_micro,
-                     balance_after_micro, contra_account, contra_micro, 0 FROM entries WHERE kind = 'topup'",
+                     balance_after_micro, contra_account, contra_micro, 0, NULL FROM entries WHERE kind = 'topup'",
             ),
             (
                 "a transfer that pays for two payments",

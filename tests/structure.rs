@@ -13,6 +13,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("clock", &[]),
     ("id", &[]),
     ("tasks", &[]),
+    ("failpoint", &[]),
     ("db", &["money", "clock", "id"]),
     // Pure: no clock, no database, no network.
     ("pricing", &["money"]),
@@ -21,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ledger", &["money", "clock", "id", "db", "pricing"]),
     ("chain", &["money", "id", "config"]),
     ("auth", &["clock", "id", "db", "config", "chain"]),
-    ("payments", &["money", "clock", "id", "tasks", "db", "config", "ledger", "chain"]),
+    ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),
     ("providers", &["config"]),
     ("metering", &["money", "clock", "tasks", "pricing", "formats", "ledger", "auth", "providers"]),
     ("audit", &["money", "id", "db", "ledger", "chain", "payments"]),
@@ -70,7 +71,7 @@ const CRATE_ONLY_IN: &[(&str, &[&str])] = &[
     ("tower_http", &["http/"]),
     ("sqlx", &["db.rs"]),
     ("alloy", &["chain/", "auth/siwe.rs", "payments/", "id.rs", "telemetry.rs", "audit/"]),
-    ("clap", &["main.rs"]),
+    ("clap", &["main.rs", "operate.rs"]),
 ];
 
 const SQL: &[&str] = &["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "];

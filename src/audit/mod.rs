@@ -140,8 +140,8 @@ fn wrong_charge(receipt: &Receipt) -> Option<String> {
         _ => receipt.charged != charge.charged,
     };
     // Of a hold that a crash took, only what was left could be charged.
-    let excused =
-        receipt.reason.as_deref() == Some(crate::ledger::HOLD_LOST) && receipt.charged < charge.charged;
+    let due = if receipt.outcome == Outcome::Estimated { receipt.hold } else { charge.charged };
+    let excused = receipt.reason.as_deref() == Some(crate::ledger::HOLD_LOST) && receipt.charged < due;
     if charged_otherwise && !excused {
         return wrong(format!("charged {} where {} follows", receipt.charged, charge.charged));
     }

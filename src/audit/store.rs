@@ -135,20 +135,17 @@ pub const CHECKS: &[Check] = &[
         name: "usage totals = the sums of receipts",
         of: "totals",
         count: "SELECT COUNT(*) AS n FROM usage_totals",
-        at_odds: "SELECT u.wallet || ' key ' || u.api_key_id AS what
-                  FROM usage_totals u LEFT JOIN (
-                      SELECT wallet, COALESCE(api_key_id, 0) AS api_key_id, COUNT(*) AS requests,
-                             CAST(SUM(prompt_tokens) AS BIGINT) AS prompt,
-                             CAST(SUM(completion_tokens) AS BIGINT) AS completion,
-                             CAST(SUM(charged_micro) AS BIGINT) AS charged,
-                             CAST(SUM(charged_micro * 1000000 - cost_pico) AS BIGINT) AS revenue
-                      FROM receipts WHERE outcome <> 'released' GROUP BY wallet, COALESCE(api_key_id, 0)
-                  ) r ON r.wallet = u.wallet AND r.api_key_id = u.api_key_id
-                  WHERE u.request_count <> COALESCE(r.requests, 0)
-                     OR u.prompt_tokens <> COALESCE(r.prompt, 0)
-                     OR u.completion_tokens <> COALESCE(r.completion, 0)
-                     OR u.charged_micro <> COALESCE(r.charged, 0)
-                     OR u.revenue_pico <> COALESCE(r.revenue, 0)",
+        at_odds: "SELECT wallet || ' key ' || api_key_id AS what FROM (
+                      SELECT wallet, api_key_id, request_count AS requests, prompt_tokens AS prompt,
+                             completion_tokens AS completion, charged_micro AS charged, revenue_pico AS revenue
+                      FROM usage_totals
+                      UNION ALL
+                      SELECT wallet, COALESCE(api_key_id, 0), -1, -prompt_tokens, -completion_tokens,
+                             -charged_micro, cost_pico - charged_micro * 1000000
+                      FROM receipts WHERE outcome <> 'released'
+                  ) both_sides GROUP BY wallet, api_key_id
+                  HAVING SUM(requests) <> 0 OR SUM(prompt) <> 0 OR SUM(completion) <> 0
+                      OR SUM(charged) <> 0 OR SUM(revenue) <> 0",
     },
 ];
 

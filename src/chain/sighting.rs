@@ -4,7 +4,7 @@
 //! believed in when two have the same log.
 
 use alloy::eips::BlockNumberOrTag;
-use alloy::primitives::U256;
+use alloy::primitives::{B256, U256};
 use alloy::providers::Provider as _;
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent as _;
@@ -103,13 +103,34 @@ impl Chain {
         authorization: &Authorization,
         from_block: u64,
     ) -> Result<bool, ChainError> {
-        let cancelled = Filter::new()
+        let events = vec![usdc::AuthorizationCanceled::SIGNATURE_HASH];
+        self.has_logs(authorization, events, from_block).await
+    }
+
+    /// Whether the authorization's nonce was used or cancelled, for whatever transfer.
+    pub async fn was_spent(
+        &self,
+        authorization: &Authorization,
+        from_block: u64,
+    ) -> Result<bool, ChainError> {
+        let events =
+            vec![usdc::AuthorizationUsed::SIGNATURE_HASH, usdc::AuthorizationCanceled::SIGNATURE_HASH];
+        self.has_logs(authorization, events, from_block).await
+    }
+
+    async fn has_logs(
+        &self,
+        authorization: &Authorization,
+        events: Vec<B256>,
+        from_block: u64,
+    ) -> Result<bool, ChainError> {
+        let filter = Filter::new()
             .address(self.asset.0)
-            .event_signature(usdc::AuthorizationCanceled::SIGNATURE_HASH)
+            .event_signature(events)
             .topic1(authorization.from.0.into_word())
             .topic2(authorization.nonce);
         let head = self.head().await?.number;
-        Ok(!self.logs(&cancelled, from_block, head).await?.is_empty())
+        Ok(!self.logs(&filter, from_block, head).await?.is_empty())
     }
 
     /// Logs from whichever endpoint gives them.

@@ -34,7 +34,7 @@ pub async fn topup(
         Err(PaymentError::Refused { reason, sentence }) => {
             // Without an amount the fresh terms ask for what was authorised, where that is allowed.
             let (min, max) = (app.config.payments.min_topup, app.config.payments.max_topup);
-            let authorised = crate::chain::micro(payload.authorization.value);
+            let authorised = payload.value();
             let amount = amount.or(authorised.filter(|value| (min..=max).contains(value))).unwrap_or(min);
             Ok(payment_required(&app, amount, strict_v1, Some((reason, sentence))))
         }

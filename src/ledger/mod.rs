@@ -226,7 +226,7 @@ impl Ledger {
             None if store::find_receipt(&mut tx, &hold.id).await?.is_some() => {
                 Err(LedgerError::Conflict(hold.id.clone()))
             }
-            None => match store::frozen_reason(&self.db, hold.wallet).await? {
+            None => match store::frozen_reason_in(&mut tx, hold.wallet).await? {
                 Some(reason) => Err(LedgerError::Frozen(reason)),
                 None => Err(LedgerError::Insufficient { required: hold.amount, balance }),
             },
@@ -251,6 +251,15 @@ impl Ledger {
             return Err(LedgerError::OutOfRange);
         }
         let held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
+        // The hold is gone: ended before, or lost. The wallet's row is taken first, so that of two who
+        // find it so the second sees the first one's receipt.
+        let lost = match held {
+            Some(_) => None,
+            None => Some(store::locked_balance(tx, hold.wallet).await?.available()),
+        };
+        if held.is_none() && store::find_hold(tx, &hold.id).await?.is_some() {
+            return Err(LedgerError::Conflict(hold.id.clone()));
+        }
         if held.is_some_and(|amount| amount != hold.amount) {
             return Err(LedgerError::Conflict(hold.id.clone()));
         }
@@ -259,7 +268,8 @@ impl Ledger {
         {
             let was_lost = receipt.reason.as_deref() == Some(HOLD_LOST);
             let same_charge = receipt.charged == ending.charge.charged || was_lost;
-            return if same_charge && receipt.outcome == ending.outcome {
+            let same_end = receipt.wallet == hold.wallet && receipt.outcome == ending.outcome;
+            return if same_charge && same_end {
                 let balance = store::balance(tx, hold.wallet).await?;
                 Ok(Ended { charged: receipt.charged, balance })
             } else {
@@ -267,13 +277,9 @@ impl Ledger {
             };
         }
         let unlock = held.unwrap_or_default();
-        let (charged, reason) = match held {
-            Some(_) => (ending.charge.charged, ending.reason.clone()),
-            // The hold is gone without an end: its row was lost with the database's last moments.
-            None => {
-                let available = store::locked_balance(tx, hold.wallet).await?.available();
-                (ending.charge.charged.min(available), Some(HOLD_LOST.to_owned()))
-            }
+        let (charged, reason) = match lost {
+            None => (ending.charge.charged, ending.reason.clone()),
+            Some(available) => (ending.charge.charged.min(available), Some(HOLD_LOST.to_owned())),
         };
         let now = self.clock.now();
         let balance = if charged == MicroUsdc::ZERO {

@@ -411,9 +411,14 @@ pub async fn set_frozen(tx: &mut DbTx, wallet: Wallet, reason: Option<String>) -
     Ok(tx.execute(sql, args![wallet, reason]).await? == 1)
 }
 
+const SELECT_FROZEN: &str = "SELECT frozen_reason FROM wallets WHERE address = $1";
+
 pub async fn frozen_reason(db: &Db, wallet: Wallet) -> Result<Option<String>, DbError> {
-    let row = db.row("SELECT frozen_reason FROM wallets WHERE address = $1", args![wallet]).await?;
-    row.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
+    db.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
+}
+
+pub async fn frozen_reason_in(tx: &mut DbTx, wallet: Wallet) -> Result<Option<String>, DbError> {
+    tx.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
 }
 
 pub async fn entries_of(db: &Db, wallet: Wallet, limit: i64) -> Result<Vec<Entry>, DbError> {

@@ -201,7 +201,8 @@ impl Payments {
 
     /// Waits for the transfer, ours or another's, and sends again what got lost.
     async fn watch(&self, payment: &Payment, looks: u32) -> Result<Step, PaymentError> {
-        let search = looks % LOOKS_PER_LOG_SEARCH == LOOKS_PER_LOG_SEARCH - 1;
+        let nothing_sent = store::transactions(&self.0.db, payment.id).await?.is_empty();
+        let search = nothing_sent || looks % LOOKS_PER_LOG_SEARCH == LOOKS_PER_LOG_SEARCH - 1;
         let ours = self.our_status(payment).await?;
         if ours == TxStatus::Unknown && !search {
             return Ok(Step::Wait);
@@ -236,10 +237,11 @@ impl Payments {
         if let Some(found) = view.sighting.undisputed() {
             let mut tx = self.0.db.begin().await?;
             let now = self.0.clock.now();
+            // A mined payment says where, so the place comes first; it is undone if the move fails.
+            store::locate(&mut tx, payment.id, found).await?;
             if store::advance(&mut tx, payment.id, payment.state, State::Mined, None, now).await? {
-                store::locate(&mut tx, payment.id, found).await?;
+                tx.commit().await?;
             }
-            tx.commit().await?;
             failpoint::reached("mined");
             return Ok(Some(Step::Moved));
         }

@@ -17,6 +17,8 @@ pub struct NewPayment<'a> {
     pub authorization: &'a Authorization,
     pub value: MicroUsdc,
     pub signature: &'a [u8],
+    /// Verified, or broadcast by somebody else.
+    pub state: State,
     pub seen_block: i64,
 }
 
@@ -29,7 +31,7 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
             "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro,
                                    valid_after, valid_before, signature, state, seen_block,
                                    created_at_ms, updated_at_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'verified', $11, $12, $12)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)
              ON CONFLICT (chain_id, asset, from_wallet, nonce) DO NOTHING",
             args![
                 id,
@@ -42,6 +44,7 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
                 seconds(authorization.valid_after)?,
                 seconds(authorization.valid_before)?,
                 hex_of(new.signature),
+                new.state.as_str(),
                 new.seen_block,
                 now
             ],

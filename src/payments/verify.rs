@@ -9,6 +9,7 @@
 //! 5. the transfer, simulated on the pending block, succeeds.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use alloy::primitives::U256;
 
@@ -17,7 +18,7 @@ use crate::failpoint;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, InFlight, NewPayment};
 use crate::payments::wire::{Payload, Reason};
-use crate::payments::{ChainHealth, PaymentError, Payments, refused};
+use crate::payments::{ChainHealth, PaymentError, Payments, State, refused};
 
 /// The token is strict about `validAfter`, and a block's time may be a second behind ours.
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
@@ -28,7 +29,9 @@ const LONGEST_VALID_SECONDS: u64 = 86_400;
 /// Blocks by which two endpoints, or two looks at one, may differ.
 const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
-const MAX_UNFINISHED: i64 = 8;
+const MAX_UNFINISHED: i64 = 50;
+/// How long a payment waits for its turn to be verified.
+const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 /// Blocks in which logs may still be on their way to an endpoint.
 const JUST_NOW_BLOCKS: u64 = 8;
 /// How far back to look for an authorization that somebody else has sent already.
@@ -63,7 +66,7 @@ impl Payments {
         payload: &Payload,
         amount: Option<MicroUsdc>,
     ) -> Result<MicroUsdc, PaymentError> {
-        let value = chain::micro(payload.authorization.value);
+        let value = payload.value();
         match amount {
             Some(amount) if value != Some(amount) => {
                 Err(refused(Reason::ValueMismatch, format!("authorize exactly {amount} micro-USDC")))
@@ -80,16 +83,24 @@ impl Payments {
                 _ => "the chain has not been reached yet",
             }));
         }
-        let Ok(_place) = self.0.admissions.try_acquire() else {
+        let Ok(Ok(_place)) = tokio::time::timeout(ADMISSION_WAIT, self.0.admissions.acquire()).await else {
             return Err(unavailable("too many payments are being verified"));
         };
+        // Whoever waited may have waited for the same payment.
+        if let Some(known) = self.find(payload).await? {
+            return self.same_payment(payload, &known).map(|()| known.id);
+        }
         self.check_times(&payload.authorization)?;
         self.check_signature(payload).await?;
         // Another endpoint may be a little ahead of the one that says where the head is.
         let head = self.0.chain.head().await?.number;
-        let seen_block = match self.0.chain.simulate(&payload.authorization, &payload.signature).await {
-            Ok(()) => head.saturating_sub(HEAD_MARGIN_BLOCKS),
-            Err(ChainError::Reverted(why)) => self.explain_revert(payload, head, &why).await?,
+        let simulated = self.0.chain.simulate(&payload.authorization, &payload.signature).await;
+        let (state, seen_block) = match simulated {
+            Ok(()) => (State::Verified, head.saturating_sub(HEAD_MARGIN_BLOCKS)),
+            // Somebody else has sent it, so there is nothing for us to send: it is only watched.
+            Err(ChainError::Reverted(why)) => {
+                (State::Broadcast, self.explain_revert(payload, head, &why).await?)
+            }
             Err(other) => return Err(other.into()),
         };
         let new = NewPayment {
@@ -98,6 +109,7 @@ impl Payments {
             authorization: &payload.authorization,
             value,
             signature: &payload.signature,
+            state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
         let from = payload.authorization.from;
@@ -181,9 +193,9 @@ impl Payments {
             // Used only just now, its logs may not be everywhere yet: that is no time to send the
             // payer away. What was used earlier and left no transfer in all that time never paid us.
             let earlier = head.saturating_sub(JUST_NOW_BLOCKS);
-            let cancelled = chain.was_cancelled(authorization, from_block).await?;
+            let spent = chain.was_spent(authorization, from_block).await?;
             let (from, nonce) = (authorization.from, authorization.nonce);
-            if cancelled || chain.was_nonce_used_at(from, nonce, earlier).await? {
+            if spent || chain.was_nonce_used_at(from, nonce, earlier).await? {
                 return Err(refused(
                     Reason::NonceAlreadyUsed,
                     "this authorization was used or cancelled: sign a new one with a fresh nonce",

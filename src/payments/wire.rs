@@ -291,6 +291,11 @@ impl Payload {
         })
     }
 
+    /// What is authorised, where the books can hold it.
+    pub fn value(&self) -> Option<MicroUsdc> {
+        crate::chain::micro(self.authorization.value)
+    }
+
     /// Whether version, scheme and network are ones that we offer. The network is taken in either
     /// version's spelling.
     pub fn check_offered(&self, payments: &Payments) -> Result<(), Reason> {
