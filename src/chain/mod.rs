@@ -265,13 +265,18 @@ impl Chain {
         self.ask(|rpc| async move { rpc.get_transaction_count(relayer.0).pending().await }).await
     }
 
-    /// How many transactions of a relayer the chain has taken, so far or for good.
+    /// How many transactions of a relayer the chain has taken, so far or for good. Where an endpoint
+    /// has no state that far back, none is known to be taken for good.
     pub async fn taken_nonces(&self, relayer: Wallet, depth: Depth) -> Result<u64, ChainError> {
-        let at = match depth {
-            Depth::Head => BlockId::latest(),
-            Depth::Finalized => BlockId::finalized(),
-        };
-        self.ask(|rpc| async move { rpc.get_transaction_count(relayer.0).block_id(at).await }).await
+        let count =
+            |at| self.ask(move |rpc| async move { rpc.get_transaction_count(relayer.0).block_id(at).await });
+        match depth {
+            Depth::Head => count(BlockId::latest()).await,
+            Depth::Finalized => match count(BlockId::finalized()).await {
+                Err(ChainError::Refused(_)) => Ok(0),
+                taken => taken,
+            },
+        }
     }
 
     /// What to offer for gas now, within the configured cap.
