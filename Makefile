@@ -1,4 +1,4 @@
-.PHONY: build demo test lint
+.PHONY: build demo test torture lint
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -15,6 +15,12 @@ demo:
 test:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} cargo test --release
+
+# 500 kills of the gateway in mid-settlement on each database, and what became of the payments.
+torture:
+	scripts/setup.sh test
+	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} TORTURE_KILLS=$${TORTURE_KILLS:-500} \
+		cargo test --release --test it -- torture:: --nocapture --test-threads=1
 
 lint:
 	cargo fmt --check

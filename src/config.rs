@@ -132,7 +132,10 @@ impl Config {
             std::io::ErrorKind::NotFound => ConfigError::Missing(shown.clone()),
             _ => ConfigError::Unreadable { path: shown.clone(), source },
         })?;
-        Self::parse(&text, &shown, env)
+        let mut config = Self::parse(&text, &shown, env)?;
+        // A model without a date of its own is as old as the list it stands in.
+        config.catalog.date_undated(modified_seconds(path));
+        Ok(config)
     }
 
     pub fn parse(text: &str, path: &str, env: &Env) -> Result<Self, ConfigError> {
@@ -151,6 +154,13 @@ impl Config {
     pub fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.iter().find(|provider| provider.name == name)
     }
+}
+
+/// When a file was last written, in Unix seconds; 0 where the system does not say.
+fn modified_seconds(path: &Path) -> i64 {
+    let modified = std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let since = modified.and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_secs()).ok()).unwrap_or_default()
 }
 
 /// The file as it is written, before any of it is believed.

@@ -219,7 +219,7 @@ impl Metering {
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await
         } else {
-            let delivered = Delivered::from_tap(&tap, is_whole);
+            let delivered = Delivered::from_tap(&tap, is_whole || tap.is_reported_at_end());
             open.settle(delivered, reason, WhenLate::KeepTrying).await
         };
         let last = match (&end, settled) {

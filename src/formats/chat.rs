@@ -18,9 +18,8 @@ const DEFAULT_MAX_TOKENS: u64 = 1024;
 const MAX_CHOICES: u64 = 128;
 /// Tokens that a chat template puts around one message, generously.
 const TOKENS_AROUND_MESSAGE: u64 = 16;
-/// Tokens of what a model is told before the first message: the templates of open models have up to
-/// a hundred.
-const TOKENS_AROUND_REQUEST: u64 = 256;
+/// Tokens of what a model is told before the first message by its template: gpt-oss has about as many.
+const TOKENS_AROUND_REQUEST: u64 = 64;
 /// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346.
 const TOKENS_AROUND_TOOLS: u64 = 1024;
 /// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
@@ -499,6 +498,8 @@ pub struct StreamTap {
     model_json: String,
     wants_usage: bool,
     usage_raw: Option<String>,
+    /// Whether usage came in a chunk without choices: that one is sent last, and is the whole.
+    reported_at_end: bool,
     delivered_bytes: u64,
     delivered_chunks: u64,
     /// Choices that have not given a reason for their end yet.
@@ -552,6 +553,7 @@ impl StreamTap {
             wants_usage,
             unfinished_choices: choices,
             usage_raw: None,
+            reported_at_end: false,
             delivered_bytes: 0,
             delivered_chunks: 0,
         }
@@ -570,6 +572,7 @@ impl StreamTap {
         let empty = self.count(object.get_non_null("choices"));
         let report = object.get_non_null("usage").map(str::to_owned);
         let readable = report.clone().filter(|report| Usage::from_openai(report).is_some());
+        self.reported_at_end |= empty && readable.is_some();
         self.usage_raw = readable.or(self.usage_raw.take());
         if !self.wants_usage {
             if empty && report.is_some() {
@@ -608,6 +611,11 @@ impl StreamTap {
 
     pub fn usage(&self) -> Option<Usage> {
         self.usage_raw().and_then(Usage::from_openai)
+    }
+
+    /// Whether the report of usage is the last word, however the stream ends.
+    pub fn is_reported_at_end(&self) -> bool {
+        self.reported_at_end
     }
 
     pub fn delivered_anything(&self) -> bool {
@@ -725,7 +733,7 @@ mod tests {
     fn the_prompt_bound_counts_bytes_and_a_picture_is_the_whole_context() {
         let bound = |body: &str| ChatRequest::parse(body.as_bytes()).unwrap().bounds(&offer()).unwrap();
         let messages = r#"[{"role":"user","content":"hi"}]"#;
-        assert_eq!(bound(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 16 + 256);
+        assert_eq!(bound(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 16 + 64);
         let picture = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"what"},{"type":"image_url","image_url":{"url":"http://x/y.png"}}]}]}"#;
         assert_eq!(bound(picture).prompt, 128_000);
         assert!(bound(picture).estimated_prompt < 2_000);

@@ -224,17 +224,22 @@ impl From<PaymentError> for ApiError {
                     .with_header(RETRY_AFTER, HeaderValue::from_static("10"))
             }
             PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
-            PaymentError::Unavailable(cause) => {
-                tracing::warn!(cause, "a payment could not be taken");
-                Self::new(
-                    StatusCode::SERVICE_UNAVAILABLE,
-                    "payments_unavailable",
-                    "payments are not possible at the moment: send the same payment again shortly; do not sign another",
-                )
-                .with_header(RETRY_AFTER, HeaderValue::from_static("5"))
-            }
+            PaymentError::Unavailable(cause) => payments_unavailable(
+                &cause,
+                "payments are not possible at the moment and nothing was taken: send the same payment again shortly",
+            ),
+            PaymentError::Uncertain(cause) => payments_unavailable(
+                &cause,
+                "what became of the payment is not known yet: send the same payment again shortly; do not sign another",
+            ),
             PaymentError::Db(cause) => cause.into(),
             PaymentError::Ledger(cause) => cause.into(),
         }
     }
+}
+
+fn payments_unavailable(cause: &str, message: &str) -> ApiError {
+    tracing::warn!(cause, "a payment could not be taken, or not be followed");
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "payments_unavailable", message)
+        .with_header(RETRY_AFTER, HeaderValue::from_static("5"))
 }

@@ -41,8 +41,8 @@ pub async fn topup(
         Err(PaymentError::OutOfBounds) => Err(invalid_amount(&app)),
         // Once a payment has been sent here, what went wrong on our side must not make anybody sign
         // another: this one may be in the journal.
-        Err(PaymentError::Db(cause)) => Err(PaymentError::Unavailable(cause.to_string()).into()),
-        Err(PaymentError::Ledger(cause)) => Err(PaymentError::Unavailable(cause.to_string()).into()),
+        Err(PaymentError::Db(cause)) => Err(PaymentError::Uncertain(cause.to_string()).into()),
+        Err(PaymentError::Ledger(cause)) => Err(PaymentError::Uncertain(cause.to_string()).into()),
         Err(other) => Err(other.into()),
     }
 }
@@ -169,7 +169,7 @@ async fn report(
     let tx_hash = payment.tx_hash.clone().unwrap_or_default();
     if payment.state.is_credited() {
         let balance = app.ledger.balance(wallet).await;
-        let balance = balance.map_err(|e| PaymentError::Unavailable(e.to_string()))?;
+        let balance = balance.map_err(|e| PaymentError::Uncertain(e.to_string()))?;
         let body = json!({
             "balance_usdc": balance.balance.get(),
             "credited_usdc": payment.value.get(),

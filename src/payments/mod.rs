@@ -135,6 +135,9 @@ pub enum PaymentError {
     /// With no amount asked for, the authorised value must lie within the bounds.
     #[error("the authorised value is outside of what is taken")]
     OutOfBounds,
+    /// The payment may be in the journal, and then it goes on by itself: another must not be signed.
+    #[error("what became of the payment is not known at the moment: {0}")]
+    Uncertain(String),
     /// Nothing was taken; the same payment can be sent again.
     #[error("payments are not possible at the moment: {0}")]
     Unavailable(String),
@@ -260,7 +263,7 @@ impl Payments {
                 self.admit(payload, value).await?
             }
         };
-        self.follow(id).await
+        self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
     }
 
     /// A wallet's payments, newest first, older than `before`.

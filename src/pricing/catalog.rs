@@ -66,6 +66,15 @@ impl Catalog {
         Self { offers, by_id }
     }
 
+    /// Gives offers that have no date of their own this one, in Unix seconds.
+    pub fn date_undated(&mut self, created: i64) {
+        let date = |offer: &Arc<Offer>| match offer.created {
+            0 => Offer { created, ..Offer::clone(offer) },
+            _ => Offer::clone(offer),
+        };
+        *self = Self::new(self.offers.iter().map(date).collect());
+    }
+
     pub fn get(&self, id: &str) -> Option<&Arc<Offer>> {
         self.by_id.get(id)
     }
