@@ -88,7 +88,15 @@ impl TestChain {
     /// Answers its hash. It must succeed.
     pub async fn send(&self, from: Address, to: Address, data: &str) -> String {
         let call = json!([{"from": from, "to": to, "data": data, "gas": "0x100000"}]);
-        let hash = self.rpc("eth_sendTransaction", call).await.as_str().unwrap().to_owned();
+        // anvil counts the account's nonces itself, and of two tests that send at once gives both one.
+        let hash = eventually("anvil takes the transaction", async || {
+            match self.try_rpc("eth_sendTransaction", call.clone()).await {
+                Err(error) if error.contains("nonce too low") => None,
+                sent => Some(sent.unwrap_or_else(|e| panic!("eth_sendTransaction {call}: {e}"))),
+            }
+        })
+        .await;
+        let hash = hash.as_str().unwrap().to_owned();
         let receipt = eventually("the transaction is mined", async || {
             Some(self.rpc("eth_getTransactionReceipt", json!([hash])).await).filter(|r| !r.is_null())
         })

@@ -81,6 +81,7 @@ impl Server {
 }
 
 /// Makes a data directory and starts a server in it.
+#[expect(clippy::zombie_processes, reason = "the keeper outlives this process, and then ends by itself")]
 fn initialize() -> (PathBuf, ChildStdin) {
     let bin = binaries();
     // Sockets have short paths, so the name is short; its owner is who we are.
