@@ -59,6 +59,15 @@ impl DbError {
     pub fn is_check_violation(&self) -> bool {
         matches!(self, Self::Sql(sqlx::Error::Database(e)) if e.is_check_violation())
     }
+
+    /// Whether the same may succeed later: it was not the data that was refused.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Corrupt(_) => false,
+            Self::Sql(sqlx::Error::Database(e)) if e.is_foreign_key_violation() => false,
+            _ => !self.is_check_violation(),
+        }
+    }
 }
 
 /// What the database is opened for.

@@ -485,8 +485,12 @@ async fn book_until_done(
                 count_end(&ending, &ended);
                 return Some(ended);
             }
-            Err(LedgerError::Db(error)) => {
+            Err(LedgerError::Db(error)) if error.may_pass() => {
                 tracing::error!(request = %ending.hold.id, %error, "a hold's end is not booked yet");
+            }
+            Err(error @ LedgerError::Db(_)) => {
+                tracing::error!(request = %ending.hold.id, %error, "a hold's end cannot be booked: look into it");
+                return None;
             }
             Err(error) => {
                 tracing::error!(request = %ending.hold.id, %error, "a hold ended before, otherwise");

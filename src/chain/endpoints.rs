@@ -1,7 +1,7 @@
 //! The RPC endpoints: one that answers is found, one that fails, lags or contradicts is put aside.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,13 @@ const RPC_TIMEOUT: Duration = Duration::from_secs(10);
 const ASIDE: Duration = Duration::from_secs(30);
 /// A head this far behind the highest seen is no reorganisation, but a node that lags.
 const LAG_BLOCKS: u64 = 32;
+/// For so long the highest head seen is what others are measured by.
+const HIGHEST_COUNTS: Duration = Duration::from_secs(60);
 
 pub struct Endpoints {
     all: Vec<Endpoint>,
-    /// The highest block any endpoint has shown.
-    highest: AtomicU64,
+    /// The highest block any endpoint has shown, and when.
+    highest: Mutex<(u64, Instant)>,
 }
 
 pub struct Endpoint {
@@ -48,7 +50,7 @@ impl Endpoints {
             is_right_chain: AtomicBool::new(false),
             aside_since: Mutex::new(None),
         };
-        Ok(Self { all: urls.iter().map(endpoint).collect(), highest: AtomicU64::new(0) })
+        Ok(Self { all: urls.iter().map(endpoint).collect(), highest: Mutex::new((0, Instant::now())) })
     }
 
     /// Those that were seen to serve the right chain.
@@ -63,20 +65,20 @@ impl Endpoints {
     /// Asks endpoints not checked yet which chain they serve. Returns one that serves another; an
     /// error if none was ever seen to serve the right one.
     pub async fn check_chain(&self, expected: u64) -> Result<Option<(String, u64)>, ChainError> {
-        let mut failed = None;
+        let (mut failed, mut wrong) = (None, None);
         for endpoint in &self.all {
             if endpoint.is_right_chain.load(Ordering::Acquire) {
                 continue;
             }
             match endpoint.call(endpoint.rpc.get_chain_id().into_future()).await {
                 Ok(actual) if actual == expected => endpoint.is_right_chain.store(true, Ordering::Release),
-                Ok(actual) => return Ok(Some((endpoint.host.clone(), actual))),
+                Ok(actual) => wrong = Some((endpoint.host.clone(), actual)),
                 Err(error) => failed = Some(error),
             }
         }
         match failed {
-            Some(error) if self.checked().next().is_none() => Err(error),
-            _ => Ok(None),
+            Some(error) if wrong.is_none() && self.checked().next().is_none() => Err(error),
+            _ => Ok(wrong),
         }
     }
 
@@ -99,8 +101,13 @@ impl Endpoints {
 
     /// Takes note of a head; an error if it lies so far back that its endpoint must be lagging.
     pub fn note_head(&self, head: u64) -> Result<(), ChainError> {
-        let highest = self.highest.fetch_max(head, Ordering::AcqRel);
-        if head.saturating_add(LAG_BLOCKS) < highest {
+        let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
+        let (highest_seen, seen_at) = *highest;
+        // A height that nobody reaches again was a false one, and is not held against the others.
+        if head >= highest_seen || seen_at.elapsed() > HIGHEST_COUNTS {
+            *highest = (head, Instant::now());
+        } else if head.saturating_add(LAG_BLOCKS) < highest_seen {
+            let highest = highest_seen;
             return Err(ChainError::Unreachable(format!(
                 "the head {head} lies behind {highest}, seen before"
             )));

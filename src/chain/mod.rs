@@ -1,7 +1,7 @@
 //! The chain, as far as the gateway has to do with it: one token's state, logs and transfers.
 //!
-//! Several RPC endpoints may be configured; a call goes to the first that answers. An endpoint that
-//! cannot be reached is [`ChainError::Unreachable`]; one that answers with an error has answered.
+//! Several RPC endpoints may be configured; a call goes to the first that answers, and whether a
+//! transfer is in the chain all of them are asked ([`Chain::sight`]).
 
 mod endpoints;
 mod sighting;
@@ -181,9 +181,7 @@ impl Chain {
 
     /// Compares the chain and the token's EIP-712 domain with what is configured.
     pub async fn check_token(&self) -> Result<(), TokenCheckError> {
-        if let Some((host, actual)) = self.endpoints.check_chain(self.chain_id).await? {
-            return Err(TokenMismatch::Chain { host, expected: self.chain_id, actual }.into());
-        }
+        self.check_endpoints().await?;
         let actual = self.read_token(&usdc::DOMAIN_SEPARATORCall {}).await?;
         let expected = self.domain.separator();
         if actual != expected {
@@ -197,6 +195,17 @@ impl Chain {
             .into());
         }
         Ok(())
+    }
+
+    /// Asks endpoints that could not be reached before which chain they serve. One that serves
+    /// another is never used; it is reported here.
+    pub async fn check_endpoints(&self) -> Result<(), TokenCheckError> {
+        match self.endpoints.check_chain(self.chain_id).await? {
+            Some((host, actual)) => {
+                Err(TokenMismatch::Chain { host, expected: self.chain_id, actual }.into())
+            }
+            None => Ok(()),
+        }
     }
 
     pub async fn head(&self) -> Result<Block, ChainError> {
@@ -252,17 +261,6 @@ impl Chain {
     /// A relayer's balance of the chain's own coin, in wei.
     pub async fn gas_balance(&self, relayer: Wallet) -> Result<U256, ChainError> {
         self.ask(|rpc| async move { rpc.get_balance(relayer.0).await }).await
-    }
-
-    /// How many settlements a relayer can pay for at most, at the highest fee it may offer.
-    pub async fn settlements_affordable(&self, relayer: Wallet) -> Result<u64, ChainError> {
-        let dearest = U256::from(GAS_LIMIT).saturating_mul(U256::from(self.max_fee_wei.max(1)));
-        Ok(u64::try_from(self.gas_balance(relayer).await? / dearest).unwrap_or(u64::MAX))
-    }
-
-    /// The account nonce of a relayer's next transaction, those waiting to be mined counted.
-    pub async fn next_nonce(&self, relayer: Wallet) -> Result<u64, ChainError> {
-        self.ask(|rpc| async move { rpc.get_transaction_count(relayer.0).pending().await }).await
     }
 
     /// How many transactions of a relayer the chain has taken, so far or for good. Where an endpoint

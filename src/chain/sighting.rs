@@ -4,7 +4,7 @@
 //! believed in when two have the same log.
 
 use alloy::eips::BlockNumberOrTag;
-use alloy::primitives::{B256, U256};
+use alloy::primitives::U256;
 use alloy::providers::Provider as _;
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent as _;
@@ -97,17 +97,8 @@ impl Chain {
         Ok(View { sighting: compare(&answers, self.endpoints.configured()), tip })
     }
 
-    /// Whether the payer has cancelled the authorization, as the token's log says.
-    pub async fn was_cancelled(
-        &self,
-        authorization: &Authorization,
-        from_block: u64,
-    ) -> Result<bool, ChainError> {
-        let events = vec![usdc::AuthorizationCanceled::SIGNATURE_HASH];
-        self.has_logs(authorization, events, from_block).await
-    }
-
-    /// Whether the authorization's nonce was used or cancelled, for whatever transfer.
+    /// Whether the token's logs say that the authorization's nonce was used, for whatever transfer,
+    /// or cancelled.
     pub async fn was_spent(
         &self,
         authorization: &Authorization,
@@ -115,15 +106,6 @@ impl Chain {
     ) -> Result<bool, ChainError> {
         let events =
             vec![usdc::AuthorizationUsed::SIGNATURE_HASH, usdc::AuthorizationCanceled::SIGNATURE_HASH];
-        self.has_logs(authorization, events, from_block).await
-    }
-
-    async fn has_logs(
-        &self,
-        authorization: &Authorization,
-        events: Vec<B256>,
-        from_block: u64,
-    ) -> Result<bool, ChainError> {
         let filter = Filter::new()
             .address(self.asset.0)
             .event_signature(events)

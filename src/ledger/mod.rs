@@ -250,13 +250,17 @@ impl Ledger {
         if ending.charge.charged > hold.amount {
             return Err(LedgerError::OutOfRange);
         }
-        let held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
-        // The hold is gone: ended before, or lost. The wallet's row is taken first, so that of two who
-        // find it so the second sees the first one's receipt.
-        let lost = match held {
-            Some(_) => None,
-            None => Some(store::locked_balance(tx, hold.wallet).await?.available()),
-        };
+        let mut held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
+        let mut lost = None;
+        if held.is_none() {
+            // Ended before, or lost, or only just on its way in. The wallet's row is taken first: of two
+            // who find it so the second sees the first one's receipt, and a hold whose commit was still
+            // under way is there now.
+            store::ensure_wallet(tx, hold.wallet, self.clock.now()).await?;
+            let available = store::locked_balance(tx, hold.wallet).await?.available();
+            held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
+            lost = held.is_none().then_some(available);
+        }
         if held.is_none() && store::find_hold(tx, &hold.id).await?.is_some() {
             return Err(LedgerError::Conflict(hold.id.clone()));
         }

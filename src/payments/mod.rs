@@ -224,6 +224,9 @@ impl Payments {
     /// Looks at the chain, and at its token until that has been seen right once.
     pub async fn check_chain(&self) -> ChainHealth {
         let checked = if self.0.token_checked.load(Ordering::Acquire) {
+            if let Err(error @ TokenCheckError::Mismatch(_)) = self.0.chain.check_endpoints().await {
+                tracing::error!(%error, "an RPC endpoint is not used");
+            }
             self.0.chain.head().await.map(drop).map_err(TokenCheckError::from)
         } else {
             self.0.chain.check_token().await

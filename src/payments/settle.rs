@@ -21,6 +21,9 @@ use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, SWEEP_LI
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// … this.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
+/// After so many looks, about ten minutes, a payment is looked at seldom.
+const SELDOM_AFTER_LOOKS: u32 = 120;
+const SELDOM_LOOK: Duration = Duration::from_secs(60);
 /// Looks at our own transaction between two at the logs, which somebody else's would be in.
 const LOOKS_PER_LOG_SEARCH: u32 = 4;
 /// So long after its simulation a payment is signed for without another look at the chain.
@@ -90,7 +93,8 @@ impl Payments {
             }
             looks += 1;
             tokio::time::sleep(pause).await;
-            pause = (pause + pause / 2).min(LONGEST_LOOK);
+            pause =
+                (pause + pause / 2).min(if looks < SELDOM_AFTER_LOOKS { LONGEST_LOOK } else { SELDOM_LOOK });
         }
     }
 
@@ -138,7 +142,8 @@ impl Payments {
             }
         }
         let relayer = chain.relayer_for(payment.id);
-        let on_chain = i64::try_from(chain.next_nonce(relayer).await?).map_err(|_| out_of_range())?;
+        let on_chain =
+            i64::try_from(chain.taken_nonces(relayer, Depth::Head).await?).map_err(|_| out_of_range())?;
         let fees = chain.fees().await?;
         let mut tx = self.0.db.begin().await?;
         if !store::advance(&mut tx, payment.id, State::Verified, State::Signed, None, now).await? {
@@ -347,10 +352,13 @@ impl Payments {
             return Ok(Some((State::Expired, "the authorization expired before the transfer went through")));
         }
         let from_block = u64::try_from(payment.seen_block).unwrap_or_default();
-        if self.0.chain.was_cancelled(authorization, from_block).await? {
-            return Ok(Some((State::Cancelled, "the payer cancelled the authorization")));
+        if self.0.chain.was_spent(authorization, from_block).await? {
+            return Ok(Some((
+                State::Cancelled,
+                "the payer cancelled the authorization, or used its nonce otherwise",
+            )));
         }
-        // Used, not cancelled, and no transfer: then the logs we were shown are not all there are.
+        // Used, and no log says by what: then the logs we were shown are not all there are.
         tracing::error!(
             payment = payment.id,
             "an authorization was used, and its transfer is not in the logs"
@@ -383,8 +391,9 @@ impl Payments {
                 self.drive(id);
             }
         }
-        self.tend_relayers().await?;
-        self.follow_to_finality().await
+        let tended = self.tend_relayers().await;
+        self.follow_to_finality().await?;
+        tended
     }
 
     /// A nonce that the chain does not take holds up all behind it: what got lost is sent again,
@@ -393,12 +402,12 @@ impl Payments {
         let now = self.0.clock.now();
         let mut stuck_seen = BTreeSet::new();
         let mut taken: BTreeMap<Wallet, u64> = BTreeMap::new();
-        for open in store::open_transactions(&self.0.db, SWEEP_LIMIT).await? {
+        for open in store::open_transactions(&self.0.db, self.chain_id(), SWEEP_LIMIT).await? {
             let relayer = open.signed.relayer;
             if let Entry::Vacant(vacant) = taken.entry(relayer) {
                 let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
                 let mut tx = self.0.db.begin().await?;
-                store::mark_settled(&mut tx, relayer, settled, now).await?;
+                store::mark_settled(&mut tx, self.chain_id(), relayer, settled, now).await?;
                 tx.commit().await?;
                 vacant.insert(self.0.chain.taken_nonces(relayer, Depth::Head).await?);
             }
@@ -408,7 +417,9 @@ impl Payments {
             if is_taken || !stuck_seen.insert(relayer) || is_young {
                 continue;
             }
-            self.replace(&open).await?;
+            if let Err(error) = self.replace(&open).await {
+                tracing::warn!(tx = %open.signed.hash, %error, "a stuck transaction is not replaced yet");
+            }
         }
         Ok(())
     }

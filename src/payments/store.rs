@@ -293,13 +293,14 @@ pub struct OpenTransaction {
     pub created_at: Timestamp,
 }
 
-/// All of those, by relayer and nonce, the newest of each nonce first.
-pub async fn open_transactions(db: &Db, limit: i64) -> Result<Vec<OpenTransaction>, DbError> {
+/// Those on one chain, the lowest nonces first, and of each nonce the newest.
+pub async fn open_transactions(db: &Db, chain_id: i64, limit: i64) -> Result<Vec<OpenTransaction>, DbError> {
     let rows = db
         .rows(
             "SELECT * FROM payment_transactions WHERE settled_at_ms IS NULL
-             ORDER BY relayer, account_nonce, created_at_ms DESC LIMIT $1",
-            args![limit],
+             AND payment_id IN (SELECT id FROM payments WHERE chain_id = $1)
+             ORDER BY account_nonce, relayer, created_at_ms DESC LIMIT $2",
+            args![chain_id, limit],
         )
         .await?;
     let read = |row: &DbRow| {
@@ -313,11 +314,18 @@ pub async fn open_transactions(db: &Db, limit: i64) -> Result<Vec<OpenTransactio
 }
 
 /// Takes note that the chain has taken a relayer's nonces below `below` for good.
-pub async fn mark_settled(tx: &mut DbTx, relayer: Wallet, below: u64, now: Timestamp) -> Result<(), DbError> {
+pub async fn mark_settled(
+    tx: &mut DbTx,
+    chain_id: i64,
+    relayer: Wallet,
+    below: u64,
+    now: Timestamp,
+) -> Result<(), DbError> {
     tx.execute(
-        "UPDATE payment_transactions SET settled_at_ms = $3
-         WHERE relayer = $1 AND account_nonce < $2 AND settled_at_ms IS NULL",
-        args![relayer, number(below)?, now],
+        "UPDATE payment_transactions SET settled_at_ms = $4
+         WHERE relayer = $2 AND account_nonce < $3 AND settled_at_ms IS NULL
+         AND payment_id IN (SELECT id FROM payments WHERE chain_id = $1)",
+        args![chain_id, relayer, number(below)?, now],
     )
     .await
     .map(drop)

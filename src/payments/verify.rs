@@ -34,8 +34,9 @@ const MAX_UNFINISHED: i64 = 50;
 const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 /// Blocks in which logs may still be on their way to an endpoint.
 const JUST_NOW_BLOCKS: u64 = 8;
-/// How far back to look for an authorization that somebody else has sent already.
-const LOOK_BACK_BLOCKS: u64 = 2_000;
+/// How far back to look for an authorization that somebody else has sent already; Base makes a
+/// block every two seconds.
+const LOOK_BACK_BLOCKS: u64 = LONGEST_VALID_SECONDS / 2;
 
 impl Payments {
     /// Checks a payment against our own terms, and returns its value.
@@ -185,6 +186,7 @@ impl Payments {
         let authorization = &payload.authorization;
         let chain = &self.0.chain;
         if chain.is_nonce_used(authorization.from, authorization.nonce).await? {
+            // As far back as a valid authorization can have been sent.
             let from_block = head.saturating_sub(LOOK_BACK_BLOCKS);
             let view = chain.sight(authorization, from_block, Depth::Head).await?;
             if view.sighting != Sighting::Nowhere {
