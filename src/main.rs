@@ -151,7 +151,7 @@ fn init(path: &Path) -> Result<(), Failure> {
 fn check_config(path: &Path) -> Result<(), Failure> {
     let config = load(path)?;
     farebox::install_crypto();
-    let chain = Chain::new(&config.payments)?;
+    let chain = Chain::new(&config.payments, Clock::System)?;
     print!("{}", config::summary(&config));
     for relayer in chain.relayers() {
         println!("{relayer} pays the gas of top-ups.");
@@ -163,7 +163,7 @@ async fn run_audit(path: &Path) -> Result<(), Failure> {
     let config = load(path)?;
     let db = Db::open(&config.database_url, Access::Inspect).await?;
     farebox::install_crypto();
-    let chain = Chain::new(&config.payments)?;
+    let chain = Chain::new(&config.payments, Clock::System)?;
     let report = audit::run(&db, Some((&chain, config.payments.pay_to))).await?;
     print!("{report}");
     if report.has_drift() {

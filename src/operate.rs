@@ -20,7 +20,7 @@ pub enum PaymentsCommand {
     /// List payments, newest first.
     List {
         /// Only those in this state: verified, signed, broadcast, mined, credited, finalized, expired,
-        /// cancelled, failed or reorged.
+        /// cancelled or reorged.
         #[arg(long)]
         state: Option<String>,
         #[arg(long, default_value_t = LISTED)]

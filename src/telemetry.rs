@@ -71,12 +71,9 @@ pub async fn update_gauges(app: &App) -> Result<(), GaugeError> {
     }
     let up = app.payments.health() == ChainHealth::Ok;
     metrics::gauge!("farebox_chain_up").set(if up { 1.0 } else { 0.0 });
-    let chain = app.payments.chain();
-    for relayer in chain.relayers().filter(|_| up) {
-        if let Ok(wei) = chain.gas_balance(relayer).await {
-            let gwei = i64::try_from(wei / alloy::primitives::U256::from(WEI_PER_GWEI)).unwrap_or(i64::MAX);
-            metrics::gauge!("farebox_relayer_gas_gwei", "relayer" => relayer.to_string()).set(gauge(gwei));
-        }
+    for gas in app.payments.gas() {
+        let gwei = i64::try_from(gas.wei / alloy::primitives::U256::from(WEI_PER_GWEI)).unwrap_or(i64::MAX);
+        metrics::gauge!("farebox_relayer_gas_gwei", "relayer" => gas.relayer.to_string()).set(gauge(gwei));
     }
     Ok(())
 }

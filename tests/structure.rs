@@ -20,7 +20,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("formats", &["money", "pricing"]),
     ("config", &["money", "id", "pricing"]),
     ("ledger", &["money", "clock", "id", "db", "pricing"]),
-    ("chain", &["money", "id", "config"]),
+    ("chain", &["money", "clock", "id", "config"]),
     ("auth", &["clock", "id", "db", "config", "chain"]),
     ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),
     ("providers", &["config"]),

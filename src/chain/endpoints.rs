@@ -2,30 +2,36 @@
 
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use alloy::eips::BlockNumberOrTag;
 use alloy::providers::{Provider as _, RootProvider};
 use alloy::rpc::client::RpcClient;
 use alloy::transports::http::Http;
 use alloy::transports::{RpcError, TransportErrorKind};
+use futures_util::future::join_all;
 use reqwest::Url;
 
-use crate::chain::ChainError;
+use crate::chain::sighting::Depth;
+use crate::chain::{Block, ChainError};
+use crate::clock::Clock;
 
 /// One call to one endpoint may take this long.
 const RPC_TIMEOUT: Duration = Duration::from_secs(10);
-/// An endpoint that failed is asked last for this long.
-const ASIDE: Duration = Duration::from_secs(30);
-/// A head this far behind the highest seen is no reorganisation, but a node that lags.
+/// For so long an endpoint that contradicted two others is asked last.
+const DISTRUST: Duration = Duration::from_secs(600);
+/// A head this far below one that the same endpoint has shown is no reorganisation.
 const LAG_BLOCKS: u64 = 32;
-/// For so long the highest head seen is what others are measured by.
-const HIGHEST_COUNTS: Duration = Duration::from_secs(60);
+/// A head this much older than another endpoint's is that of a node which has fallen behind.
+const LAG_SECONDS: u64 = 60;
+/// For so long a head counts for what later ones are measured by; one that nobody reaches again was
+/// a false one, and is not held against anybody for longer.
+const HEAD_COUNTS: Duration = Duration::from_secs(60);
 
 pub struct Endpoints {
     all: Vec<Endpoint>,
-    /// The highest block any endpoint has shown, and when.
-    highest: Mutex<(u64, Instant)>,
+    clock: Clock,
 }
 
 pub struct Endpoint {
@@ -34,11 +40,31 @@ pub struct Endpoint {
     pub host: String,
     /// Set once it was seen to serve the chain that is configured; until then it is not asked.
     is_right_chain: AtomicBool,
-    aside_since: Mutex<Option<Instant>>,
+    standing: Mutex<Standing>,
+}
+
+/// What an endpoint has shown lately.
+#[derive(Default)]
+struct Standing {
+    /// It did not answer, or lags; until it answers again.
+    is_failing: bool,
+    distrusted_since: Option<Instant>,
+    /// Its highest head, and when it showed that.
+    head: Option<(Block, Instant)>,
+}
+
+impl Standing {
+    fn recent_head(&self) -> Option<Block> {
+        self.head.filter(|(_, seen_at)| seen_at.elapsed() < HEAD_COUNTS).map(|(head, _)| head)
+    }
+
+    fn is_aside(&self) -> bool {
+        self.is_failing || self.distrusted_since.is_some_and(|since| since.elapsed() < DISTRUST)
+    }
 }
 
 impl Endpoints {
-    pub fn new(urls: &[Url]) -> Result<Self, ChainError> {
+    pub fn new(urls: &[Url], clock: Clock) -> Result<Self, ChainError> {
         let client = reqwest::Client::builder()
             .timeout(RPC_TIMEOUT)
             .connect_timeout(RPC_TIMEOUT)
@@ -48,9 +74,9 @@ impl Endpoints {
             rpc: RootProvider::new(RpcClient::new(Http::with_client(client.clone(), url.clone()), false)),
             host: url.host_str().unwrap_or_default().to_owned(),
             is_right_chain: AtomicBool::new(false),
-            aside_since: Mutex::new(None),
+            standing: Mutex::default(),
         };
-        Ok(Self { all: urls.iter().map(endpoint).collect(), highest: Mutex::new((0, Instant::now())) })
+        Ok(Self { all: urls.iter().map(endpoint).collect(), clock })
     }
 
     /// Those that were seen to serve the right chain.
@@ -62,17 +88,32 @@ impl Endpoints {
         self.all.len()
     }
 
-    /// Asks endpoints not checked yet which chain they serve. Returns one that serves another; an
-    /// error if none was ever seen to serve the right one.
-    pub async fn check_chain(&self, expected: u64) -> Result<Option<(String, u64)>, ChainError> {
-        let (mut failed, mut wrong) = (None, None);
-        for endpoint in &self.all {
-            if endpoint.is_right_chain.load(Ordering::Acquire) {
-                continue;
+    /// Those whose word counts now: the ones not put aside, or all while there is none.
+    pub fn trusted(&self) -> Vec<&Endpoint> {
+        let ready: Vec<_> = self.checked().filter(|endpoint| !endpoint.standing().is_aside()).collect();
+        if ready.is_empty() { self.checked().collect() } else { ready }
+    }
+
+    /// Asks endpoints not checked yet which chain they serve, and those that failed whether they are
+    /// back. Returns one that serves another chain; an error if none was ever seen to serve the
+    /// right one.
+    pub async fn check(&self, expected: u64) -> Result<Option<(String, u64)>, ChainError> {
+        let probe = async |endpoint: &Endpoint| {
+            if !endpoint.is_right_chain.load(Ordering::Acquire) {
+                let actual = endpoint.call(endpoint.rpc.get_chain_id().into_future()).await?;
+                if actual != expected {
+                    return Ok(Some((endpoint.host.clone(), actual)));
+                }
+                endpoint.is_right_chain.store(true, Ordering::Release);
+            } else if endpoint.standing().is_failing {
+                self.head_of(endpoint).await?;
             }
-            match endpoint.call(endpoint.rpc.get_chain_id().into_future()).await {
-                Ok(actual) if actual == expected => endpoint.is_right_chain.store(true, Ordering::Release),
-                Ok(actual) => wrong = Some((endpoint.host.clone(), actual)),
+            Ok(None)
+        };
+        let (mut failed, mut wrong) = (None, None);
+        for probed in join_all(self.all.iter().map(probe)).await {
+            match probed {
+                Ok(other_chain) => wrong = wrong.or(other_chain),
                 Err(error) => failed = Some(error),
             }
         }
@@ -87,10 +128,35 @@ impl Endpoints {
     where
         F: Future<Output = Result<T, RpcError<TransportErrorKind>>>,
     {
-        let (aside, ready): (Vec<_>, Vec<_>) = self.checked().partition(|endpoint| endpoint.is_aside());
-        let mut last = ChainError::Unreachable("none has been reached yet".into());
+        self.first(|endpoint| endpoint.call(call(&endpoint.rpc))).await
+    }
+
+    /// The lowest of the newest blocks that endpoints show which do not lag: that far they all are.
+    pub async fn head(&self) -> Result<Block, ChainError> {
+        let asked = join_all(self.trusted().into_iter().map(|endpoint| self.head_of(endpoint))).await;
+        let (mut lowest, mut failed) = (None, none_reached());
+        for asked in asked {
+            match (asked, lowest) {
+                (Ok(head), Some(Block { number, .. })) if head.number >= number => {}
+                (Ok(head), _) => lowest = Some(head),
+                (Err(error), _) => failed = error,
+            }
+        }
+        lowest.ok_or(failed)
+    }
+
+    pub async fn finalized(&self) -> Result<Block, ChainError> {
+        self.first(|endpoint| endpoint.tip(Depth::Finalized)).await
+    }
+
+    async fn first<'a, T, F>(&'a self, call: impl Fn(&'a Endpoint) -> F) -> Result<T, ChainError>
+    where
+        F: Future<Output = Result<T, ChainError>>,
+    {
+        let (aside, ready): (Vec<_>, Vec<_>) = self.checked().partition(|e| e.standing().is_aside());
+        let mut last = none_reached();
         for endpoint in ready.into_iter().chain(aside) {
-            match endpoint.call(call(&endpoint.rpc)).await {
+            match call(endpoint).await {
                 // A refusal may be this endpoint's own, a limit of its plan; a revert is the chain's.
                 Err(error @ (ChainError::Unreachable(_) | ChainError::Refused(_))) => last = error,
                 answered => return answered,
@@ -99,21 +165,34 @@ impl Endpoints {
         Err(last)
     }
 
-    /// Takes note of a head; an error if it lies so far back that its endpoint must be lagging.
-    pub fn note_head(&self, head: u64) -> Result<(), ChainError> {
-        let mut highest = self.highest.lock().unwrap_or_else(PoisonError::into_inner);
-        let (highest_seen, seen_at) = *highest;
-        // A height that nobody reaches again was a false one, and is not held against the others.
-        if head >= highest_seen || seen_at.elapsed() > HIGHEST_COUNTS {
-            *highest = (head, Instant::now());
-        } else if head.saturating_add(LAG_BLOCKS) < highest_seen {
-            let highest = highest_seen;
-            return Err(ChainError::Unreachable(format!(
-                "the head {head} lies behind {highest}, seen before"
-            )));
+    /// An endpoint's newest block. One that lags is put aside, and what it says is no answer.
+    pub async fn head_of(&self, endpoint: &Endpoint) -> Result<Block, ChainError> {
+        let head = endpoint.tip(Depth::Head).await?;
+        let others = self.checked().filter(|other| !std::ptr::eq(*other, endpoint));
+        let newest =
+            others.filter_map(|other| other.standing().recent_head()).map(|head| head.timestamp).max();
+        // A block from the future is somebody's lie, and no measure for others.
+        let now = u64::try_from(self.clock.now().seconds()).unwrap_or_default();
+        let newest = newest.unwrap_or_default().min(now);
+        let mut standing = endpoint.standing();
+        let shown = standing.recent_head();
+        let fell_back = shown.is_some_and(|shown| head.number.saturating_add(LAG_BLOCKS) < shown.number);
+        if fell_back || head.timestamp.saturating_add(LAG_SECONDS) < newest {
+            let why = format!("its head {} lags behind", head.number);
+            endpoint.fail(&mut standing, &why);
+            return Err(ChainError::Unreachable(why));
         }
-        Ok(())
+        if shown.is_none_or(|shown| head.number >= shown.number) {
+            standing.head = Some((head, Instant::now()));
+        }
+        standing.is_failing = false;
+        Ok(head)
     }
+}
+
+/// No endpoint was seen to serve the right chain.
+pub fn none_reached() -> ChainError {
+    ChainError::Unreachable("none has been reached yet".into())
 }
 
 impl Endpoint {
@@ -124,10 +203,7 @@ impl Endpoint {
     ) -> Result<T, ChainError> {
         // An endpoint's address may hold its key, so no error text of the transport is kept.
         let why = match tokio::time::timeout(RPC_TIMEOUT, call).await {
-            Ok(Ok(answer)) => {
-                *self.aside_since.lock().unwrap_or_else(PoisonError::into_inner) = None;
-                return Ok(answer);
-            }
+            Ok(Ok(answer)) => return Ok(answer),
             Ok(Err(RpcError::ErrorResp(error))) => return Err(refusal(error.code, &error.message)),
             Ok(Err(RpcError::Transport(TransportErrorKind::HttpError(error)))) => {
                 format!("HTTP {}", error.status)
@@ -135,22 +211,44 @@ impl Endpoint {
             Ok(Err(_)) => "the connection failed".into(),
             Err(_) => format!("no answer within {} s", RPC_TIMEOUT.as_secs()),
         };
-        self.put_aside(&why);
+        self.fail(&mut self.standing(), &why);
         Err(ChainError::Unreachable(why))
     }
 
-    /// Asks this endpoint last from now on, for a while.
-    pub fn put_aside(&self, why: &str) {
-        let mut since = self.aside_since.lock().unwrap_or_else(PoisonError::into_inner);
-        if since.replace(Instant::now()).is_none() {
-            tracing::warn!(endpoint = self.host, why, "an RPC endpoint is put aside");
-            metrics::counter!("farebox_rpc_put_aside_total", "endpoint" => self.host.clone()).increment(1);
-        }
+    pub async fn tip(&self, depth: Depth) -> Result<Block, ChainError> {
+        let tag = match depth {
+            Depth::Head => BlockNumberOrTag::Latest,
+            Depth::Finalized => BlockNumberOrTag::Finalized,
+        };
+        let block = self.call(self.rpc.get_block_by_number(tag).into_future()).await?;
+        let block = block.ok_or_else(|| ChainError::Nonsense(format!("there is no {tag} block")))?;
+        Ok(Block { number: block.header.number, timestamp: block.header.timestamp })
     }
 
-    fn is_aside(&self) -> bool {
-        let since = self.aside_since.lock().unwrap_or_else(PoisonError::into_inner);
-        since.is_some_and(|since| since.elapsed() < ASIDE)
+    /// Asks this endpoint last from now on, for a while: two others contradict it.
+    pub fn distrust(&self) {
+        let mut standing = self.standing();
+        if !standing.is_aside() {
+            self.report("it contradicts two others about a transfer");
+        }
+        standing.distrusted_since = Some(Instant::now());
+    }
+
+    fn fail(&self, standing: &mut Standing, why: &str) {
+        if !standing.is_aside() {
+            self.report(why);
+        }
+        standing.is_failing = true;
+    }
+
+    fn report(&self, why: &str) {
+        tracing::warn!(endpoint = self.host, why, "an RPC endpoint is put aside");
+        metrics::counter!("farebox_rpc_put_aside_total", "endpoint" => self.host.clone()).increment(1);
+    }
+
+    /// Whole at every instant, so a panic elsewhere does not spoil it.
+    fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -9,8 +9,8 @@ mod smart_wallet;
 mod token;
 
 use alloy::consensus::{SignableTransaction as _, TxEip1559, TxEnvelope};
+use alloy::eips::BlockId;
 use alloy::eips::eip2718::Encodable2718 as _;
-use alloy::eips::{BlockId, BlockNumberOrTag};
 use alloy::network::TxSignerSync as _;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
@@ -19,21 +19,25 @@ use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::SolEvent as _;
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
-use std::future::Future;
+use std::future::{Future, IntoFuture as _};
 
 pub use sighting::{Depth, Sighting, View};
 pub use token::{Authorization, TokenDomain};
 
+use crate::clock::Clock;
 use crate::config::Payments;
 use crate::id::{Entropy, Wallet};
 use crate::money::MicroUsdc;
-use endpoints::Endpoints;
+use endpoints::{Endpoints, none_reached};
 use sighting::{found, transfer_value};
+use smart_wallet::SettlementCall;
 use token::usdc;
 
 /// Gas for one transfer by authorization: measured 79,000, or 96,000 into a new account; a smart
 /// wallet's own check comes on top. More than this is never paid for.
 const GAS_LIMIT: u64 = 300_000;
+/// A transfer of the chain's own coin.
+const FILLER_GAS: u64 = 21_000;
 const WEI_PER_GWEI: u128 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -137,9 +141,9 @@ pub struct Chain {
 }
 
 impl Chain {
-    pub fn new(config: &Payments) -> Result<Self, ChainError> {
+    pub fn new(config: &Payments, clock: Clock) -> Result<Self, ChainError> {
         Ok(Self {
-            endpoints: Endpoints::new(&config.rpc_urls)?,
+            endpoints: Endpoints::new(&config.rpc_urls, clock)?,
             chain_id: config.chain_id,
             asset: config.token.address,
             domain: TokenDomain::new(&config.token, config.chain_id),
@@ -172,13 +176,6 @@ impl Chain {
         self.relayers.iter().map(|signer| Wallet(signer.address()))
     }
 
-    /// The relayer that settles a payment.
-    pub fn relayer_for(&self, payment_id: i64) -> Wallet {
-        let count = i64::try_from(self.relayers.len()).unwrap_or(1).max(1);
-        let index = usize::try_from(payment_id.rem_euclid(count)).unwrap_or_default();
-        Wallet(self.relayers[index].address())
-    }
-
     /// Compares the chain and the token's EIP-712 domain with what is configured.
     pub async fn check_token(&self) -> Result<(), TokenCheckError> {
         self.check_endpoints().await?;
@@ -200,7 +197,7 @@ impl Chain {
     /// Asks endpoints that could not be reached before which chain they serve. One that serves
     /// another is never used; it is reported here.
     pub async fn check_endpoints(&self) -> Result<(), TokenCheckError> {
-        match self.endpoints.check_chain(self.chain_id).await? {
+        match self.endpoints.check(self.chain_id).await? {
             Some((host, actual)) => {
                 Err(TokenMismatch::Chain { host, expected: self.chain_id, actual }.into())
             }
@@ -209,27 +206,18 @@ impl Chain {
     }
 
     pub async fn head(&self) -> Result<Block, ChainError> {
-        self.block(BlockNumberOrTag::Latest).await
+        self.endpoints.head().await
     }
 
     /// The newest block that will not be undone.
     pub async fn finalized(&self) -> Result<Block, ChainError> {
-        self.block(BlockNumberOrTag::Finalized).await
+        self.endpoints.finalized().await
     }
 
     /// The hash of the block that the chain has at a height now.
     pub async fn block_hash(&self, number: u64) -> Result<Option<B256>, ChainError> {
         let block = self.ask(|rpc| async move { rpc.get_block_by_number(number.into()).await }).await?;
         Ok(block.map(|block| block.header.hash))
-    }
-
-    async fn block(&self, tag: BlockNumberOrTag) -> Result<Block, ChainError> {
-        let block = self.ask(|rpc| async move { rpc.get_block_by_number(tag).await }).await?;
-        let block = block.ok_or_else(|| ChainError::Nonsense(format!("there is no {tag} block")))?;
-        if tag == BlockNumberOrTag::Latest {
-            self.endpoints.note_head(block.header.number)?;
-        }
-        Ok(Block { number: block.header.number, timestamp: block.header.timestamp })
     }
 
     /// Whether an account has code: a contract wallet, or an EIP-7702 delegation.
@@ -263,18 +251,29 @@ impl Chain {
         self.ask(|rpc| async move { rpc.get_balance(relayer.0).await }).await
     }
 
-    /// How many transactions of a relayer the chain has taken, so far or for good. Where an endpoint
-    /// has no state that far back, none is known to be taken for good.
+    /// How many transactions of a relayer the chain has taken, so far or for good: the lowest that an
+    /// endpoint says, since a nonce too high would leave a gap before it. Where an endpoint has no
+    /// state that far back, none is known to be taken for good.
     pub async fn taken_nonces(&self, relayer: Wallet, depth: Depth) -> Result<u64, ChainError> {
-        let count =
-            |at| self.ask(move |rpc| async move { rpc.get_transaction_count(relayer.0).block_id(at).await });
-        match depth {
-            Depth::Head => count(BlockId::latest()).await,
-            Depth::Finalized => match count(BlockId::finalized()).await {
-                Err(ChainError::Refused(_)) => Ok(0),
+        let at = match depth {
+            Depth::Head => BlockId::latest(),
+            Depth::Finalized => BlockId::finalized(),
+        };
+        let asked = self.endpoints.trusted().into_iter().map(|endpoint| async move {
+            let count = endpoint.rpc.get_transaction_count(relayer.0).block_id(at);
+            match endpoint.call(count.into_future()).await {
+                Err(ChainError::Refused(_)) if depth == Depth::Finalized => Ok(0),
                 taken => taken,
-            },
+            }
+        });
+        let (mut lowest, mut failed) = (None, none_reached());
+        for asked in futures_util::future::join_all(asked).await {
+            match asked {
+                Ok(taken) => lowest = Some(lowest.map_or(taken, |lowest: u64| lowest.min(taken))),
+                Err(error) => failed = error,
+            }
         }
+        lowest.ok_or(failed)
     }
 
     /// What to offer for gas now, within the configured cap.
@@ -322,6 +321,16 @@ impl Chain {
         .map(drop)
     }
 
+    /// Whether there is a key for a relayer: there is none any more for one that was changed.
+    pub fn has_key_of(&self, relayer: Wallet) -> bool {
+        self.signer(relayer).is_ok()
+    }
+
+    fn signer(&self, relayer: Wallet) -> Result<&PrivateKeySigner, ChainError> {
+        let signer = self.relayers.iter().find(|signer| signer.address() == relayer.0);
+        signer.ok_or(ChainError::UnknownRelayer(relayer))
+    }
+
     /// Signs the transfer for one account nonce of a relayer of ours. Nothing is sent.
     pub fn sign(
         &self,
@@ -331,21 +340,39 @@ impl Chain {
         account_nonce: u64,
         fees: Fees,
     ) -> Result<SignedTx, ChainError> {
-        let signer = self.relayers.iter().find(|signer| signer.address() == relayer.0);
-        let signer = signer.ok_or(ChainError::UnknownRelayer(relayer))?;
-        let settlement = self.settlement_call(authorization, signature)?;
+        self.sign_call(relayer, self.settlement_call(authorization, signature)?, account_nonce, fees)
+    }
+
+    /// Signs a transaction that does nothing, for an account nonce that all later ones wait for.
+    pub fn sign_filler(
+        &self,
+        relayer: Wallet,
+        account_nonce: u64,
+        fees: Fees,
+    ) -> Result<SignedTx, ChainError> {
+        let nothing = SettlementCall { to: relayer.0, input: Bytes::new(), gas_limit: FILLER_GAS };
+        self.sign_call(relayer, nothing, account_nonce, fees)
+    }
+
+    fn sign_call(
+        &self,
+        relayer: Wallet,
+        call: SettlementCall,
+        account_nonce: u64,
+        fees: Fees,
+    ) -> Result<SignedTx, ChainError> {
         let mut tx = TxEip1559 {
             chain_id: self.chain_id,
             nonce: account_nonce,
-            gas_limit: settlement.gas_limit,
+            gas_limit: call.gas_limit,
             max_fee_per_gas: fees.max_fee,
             max_priority_fee_per_gas: fees.max_priority_fee,
-            to: TxKind::Call(settlement.to),
+            to: TxKind::Call(call.to),
             value: U256::ZERO,
             access_list: Default::default(),
-            input: settlement.input,
+            input: call.input,
         };
-        let signed = signer.sign_transaction_sync(&mut tx);
+        let signed = self.signer(relayer)?.sign_transaction_sync(&mut tx);
         let signed = tx.into_signed(signed.map_err(|e| ChainError::Nonsense(e.to_string()))?);
         let envelope = TxEnvelope::from(signed);
         let (hash, raw) = (*envelope.tx_hash(), envelope.encoded_2718().into());

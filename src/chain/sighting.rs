@@ -3,19 +3,21 @@
 //! One endpoint may lie or lag, so where several are configured each is asked, and money is only
 //! believed in when two have the same log.
 
-use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::U256;
 use alloy::providers::Provider as _;
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent as _;
 
-use crate::chain::endpoints::Endpoint;
+use crate::chain::endpoints::{Endpoint, none_reached};
 use crate::chain::token::usdc;
 use crate::chain::{Authorization, Block, Chain, ChainError, FoundTransfer};
 use crate::id::Wallet;
 
 /// Blocks asked for in one `eth_getLogs`; public endpoints refuse much more.
 const LOG_BLOCKS: u64 = 2_000;
+/// Blocks in which a payment's transfer is looked for: two days on Base, where an authorization is
+/// good for one. A head further on than that is no reason to ask for ever.
+const MAX_BLOCKS: u64 = 100_000;
 /// An endpoint this far past a block has had time to see its logs.
 const PAST_BLOCKS: u64 = 2;
 
@@ -75,16 +77,17 @@ impl Chain {
         depth: Depth,
     ) -> Result<View, ChainError> {
         let asset = self.asset;
-        let asked = self.endpoints.checked().map(|endpoint| async move {
-            let tip = endpoint.tip(depth).await?;
-            if depth == Depth::Head {
-                self.endpoints.note_head(tip.number)?;
-            }
-            let found = endpoint.find_transfer(asset, authorization, from_block, tip.number).await?;
+        let asked = self.endpoints.trusted().into_iter().map(|endpoint| async move {
+            let tip = match depth {
+                Depth::Head => self.endpoints.head_of(endpoint).await?,
+                Depth::Finalized => endpoint.tip(depth).await?,
+            };
+            let to_block = tip.number.min(from_block.saturating_add(MAX_BLOCKS));
+            let found = endpoint.find_transfer(asset, authorization, from_block, to_block).await?;
             Ok::<_, ChainError>(Answer { endpoint, tip, found })
         });
         let mut answers = Vec::new();
-        let mut failed = ChainError::Unreachable("none has been reached yet".into());
+        let mut failed = none_reached();
         for asked in futures_util::future::join_all(asked).await {
             match asked {
                 Ok(answer) => answers.push(answer),
@@ -117,8 +120,8 @@ impl Chain {
 
     /// Logs from whichever endpoint gives them.
     pub async fn logs(&self, filter: &Filter, from: u64, to: u64) -> Result<Vec<Log>, ChainError> {
-        let mut failed = ChainError::Unreachable("none has been reached yet".into());
-        for endpoint in self.endpoints.checked() {
+        let mut failed = none_reached();
+        for endpoint in self.endpoints.trusted() {
             match endpoint.logs(filter, from, to).await {
                 Ok(logs) => return Ok(logs),
                 Err(error) => failed = error,
@@ -138,7 +141,7 @@ fn compare(answers: &[Answer<'_>], configured: usize) -> Sighting {
                 && other.tip.number >= found.block_number.saturating_add(PAST_BLOCKS)
         });
         if alike > 1 || configured == 1 {
-            against.for_each(|other| other.endpoint.put_aside("it contradicts two others about a transfer"));
+            against.for_each(|other| other.endpoint.distrust());
             return Sighting::Agreed(found.clone());
         }
         let mut against = against.peekable();
@@ -153,16 +156,6 @@ fn compare(answers: &[Answer<'_>], configured: usize) -> Sighting {
 }
 
 impl Endpoint {
-    async fn tip(&self, depth: Depth) -> Result<Block, ChainError> {
-        let tag = match depth {
-            Depth::Head => BlockNumberOrTag::Latest,
-            Depth::Finalized => BlockNumberOrTag::Finalized,
-        };
-        let block = self.call(self.rpc.get_block_by_number(tag).into_future()).await?;
-        let block = block.ok_or_else(|| ChainError::Nonsense(format!("there is no {tag} block")))?;
-        Ok(Block { number: block.header.number, timestamp: block.header.timestamp })
-    }
-
     async fn find_transfer(
         &self,
         asset: Wallet,

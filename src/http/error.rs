@@ -223,6 +223,10 @@ impl From<PaymentError> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_payments", error.to_string())
                     .with_header(RETRY_AFTER, HeaderValue::from_static("10"))
             }
+            PaymentError::TooManyFailed => {
+                Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failed_payments", error.to_string())
+                    .with_header(RETRY_AFTER, HeaderValue::from_static("3600"))
+            }
             PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
             PaymentError::Unavailable(cause) => payments_unavailable(
                 &cause,

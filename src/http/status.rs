@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::http::json;
-use crate::payments::ChainHealth;
+use crate::payments::{ChainHealth, RelayerGas};
 use crate::pricing::Offer;
 
 pub async fn health() -> Response {
@@ -27,7 +27,7 @@ pub async fn ready(State(app): State<App>) -> Response {
         Err(_) => "cannot be read".to_owned(),
     };
     let chain = match app.payments.health() {
-        ChainHealth::Ok => "ok".to_owned(),
+        ChainHealth::Ok => low_gas(&app.payments.gas()).unwrap_or_else(|| "ok".to_owned()),
         ChainHealth::Unchecked => "not checked yet".to_owned(),
         ChainHealth::Unreachable(why) | ChainHealth::Mismatch(why) => why,
     };
@@ -42,6 +42,12 @@ pub async fn ready(State(app): State<App>) -> Response {
         },
     });
     json(if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
+}
+
+/// Which relayers will soon not be able to send top-ups, if there are any.
+fn low_gas(gas: &[RelayerGas]) -> Option<String> {
+    let low: Vec<_> = gas.iter().filter(|gas| gas.is_low).map(|gas| gas.relayer.to_string()).collect();
+    (!low.is_empty()).then(|| format!("low on gas, send ETH to the relayer: {}", low.join(", ")))
 }
 
 /// What an agent needs to know before it pays.

@@ -4,6 +4,8 @@
 //! chain's own logs. Every step is in the database before the next one needs it, so whoever picks a
 //! payment up, after a crash or on another node, goes on from where it stands.
 
+mod finality;
+mod relayers;
 mod settle;
 mod store;
 mod verify;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use alloy::primitives::U256;
 use tokio::sync::{Semaphore, watch};
 
 use crate::chain::{Authorization, Chain, ChainError, SignedTx, TokenCheckError};
@@ -68,12 +71,11 @@ pub enum State {
     Finalized,
     Expired,
     Cancelled,
-    Failed,
     Reorged,
 }
 
 impl State {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 9] = [
         Self::Verified,
         Self::Signed,
         Self::Broadcast,
@@ -82,7 +84,6 @@ impl State {
         Self::Finalized,
         Self::Expired,
         Self::Cancelled,
-        Self::Failed,
         Self::Reorged,
     ];
 
@@ -96,7 +97,6 @@ impl State {
             Self::Finalized => "finalized",
             Self::Expired => "expired",
             Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
             Self::Reorged => "reorged",
         }
     }
@@ -107,7 +107,7 @@ impl State {
             Self::Verified | Self::Signed | Self::Broadcast | Self::Mined => "pending",
             Self::Credited => "credited",
             Self::Finalized => "finalized",
-            Self::Expired | Self::Cancelled | Self::Failed => "failed",
+            Self::Expired | Self::Cancelled => "failed",
             Self::Reorged => "reversed",
         }
     }
@@ -132,6 +132,9 @@ pub enum PaymentError {
     Refused { reason: Reason, sentence: String },
     #[error("this wallet has as many unfinished payments as it may: let them finish first")]
     TooManyUnfinished,
+    /// Each was sent at our expense and brought nothing.
+    #[error("too many payments of this wallet came to nothing today: try again tomorrow")]
+    TooManyFailed,
     /// With no amount asked for, the authorised value must lie within the bounds.
     #[error("the authorised value is outside of what is taken")]
     OutOfBounds,
@@ -167,6 +170,15 @@ pub enum ChainHealth {
     Mismatch(String),
 }
 
+/// What a relayer has left to pay for gas.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RelayerGas {
+    pub relayer: Wallet,
+    pub wei: U256,
+    /// It would not pay for many more transfers at the present fee.
+    pub is_low: bool,
+}
+
 /// The payments part of the gateway. Cheap to clone.
 #[derive(Clone)]
 pub struct Payments(Arc<Parts>);
@@ -179,6 +191,7 @@ struct Parts {
     clock: Clock,
     tasks: Tasks,
     health: Mutex<ChainHealth>,
+    gas: Mutex<Vec<RelayerGas>>,
     /// Set once the chain and the token were seen to be what is configured.
     token_checked: AtomicBool,
     /// Verifications at once: each costs several calls to the chain, and comes from anybody.
@@ -197,7 +210,7 @@ impl Payments {
         clock: Clock,
         tasks: Tasks,
     ) -> Result<Self, ChainError> {
-        let chain = Arc::new(Chain::new(&config)?);
+        let chain = Arc::new(Chain::new(&config, clock.clone())?);
         Ok(Self(Arc::new(Parts {
             db,
             ledger,
@@ -206,6 +219,7 @@ impl Payments {
             clock,
             tasks,
             health: Mutex::new(ChainHealth::Unchecked),
+            gas: Mutex::default(),
             token_checked: AtomicBool::new(false),
             admissions: Semaphore::new(MAX_ADMISSIONS),
             steps: Semaphore::new(MAX_STEPS),
@@ -250,23 +264,26 @@ impl Payments {
 
     /// Takes a payment: verifies it, settles it on the chain, credits its payer.
     ///
-    /// With `amount` given the authorised value must equal it, else it must lie within the
-    /// configured bounds. Returns when the payment is at rest, or still pending after
-    /// [`SETTLEMENT_WAIT`]. The same payment at the same time or later is the same payment.
+    /// Returns when the payment is at rest, or still pending after [`SETTLEMENT_WAIT`]. The same
+    /// payment at the same time or later is the same payment.
     pub async fn pay(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<Payment, PaymentError> {
-        let id = match self.find(payload).await? {
-            Some(known) => {
-                self.check_amount(payload, amount)?;
-                self.same_payment(payload, &known)?;
-                self.look_again(&known).await?;
-                known.id
-            }
-            None => {
-                let value = self.check_terms(payload, amount)?;
-                self.admit(payload, value).await?
-            }
-        };
+        let id = self.accept(payload, amount).await?;
         self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
+    }
+
+    /// Verifies a payment and writes it down, unless it is known; returns its id. Nothing is sent yet.
+    ///
+    /// With `amount` given the authorised value must equal it, else it must lie within the
+    /// configured bounds.
+    pub async fn accept(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<i64, PaymentError> {
+        let Some(known) = self.find(payload).await? else {
+            let value = self.check_terms(payload, amount)?;
+            return self.admit(payload, value).await;
+        };
+        self.check_amount(payload, amount)?;
+        self.same_payment(payload, &known)?;
+        self.look_again(&known).await?;
+        Ok(known.id)
     }
 
     /// A wallet's payments, newest first, older than `before`.
@@ -284,13 +301,43 @@ impl Payments {
         loop {
             self.check_chain().await;
             // Nothing is done on a chain, or with a token, that was never seen to be the right one.
-            if self.0.token_checked.load(Ordering::Acquire)
-                && let Err(error) = self.sweep().await
-            {
-                tracing::warn!(%error, "sweeping payments failed; it is tried again");
+            if self.0.token_checked.load(Ordering::Acquire) {
+                let swept = match self.pick_up().await {
+                    Ok(()) => self.upkeep().await,
+                    failed => failed,
+                };
+                if let Err(error) = swept {
+                    tracing::warn!(%error, "sweeping payments failed; it is tried again");
+                }
             }
             tokio::time::sleep(SWEEP_EVERY).await;
         }
+    }
+
+    /// Drives payments that nobody drives: those that a process which is no more has left.
+    async fn pick_up(&self) -> Result<(), PaymentError> {
+        let mut last = 0;
+        loop {
+            let page =
+                store::unfinished(&self.0.db, self.chain_id(), self.asset(), last, SWEEP_LIMIT).await?;
+            let Some(id) = page.last() else { return Ok(()) };
+            last = *id;
+            for id in page {
+                self.drive(id);
+            }
+        }
+    }
+
+    /// Keeps the relayers' transactions moving, and follows credited payments until they are final.
+    pub async fn upkeep(&self) -> Result<(), PaymentError> {
+        let tended = self.tend_relayers().await;
+        self.follow_to_finality().await?;
+        tended
+    }
+
+    /// What the relayers had left when that was last looked at.
+    pub fn gas(&self) -> Vec<RelayerGas> {
+        unpoisoned(&self.0.gas).clone()
     }
 
     /// Payments by state, for the metrics.

@@ -3,8 +3,7 @@
 //! Several may drive the same payment, in one process or on two nodes: each step is a conditional
 //! move in the database, so it is taken once, and broadcasting the same bytes again harms nobody.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use alloy::primitives::U256;
@@ -12,15 +11,16 @@ use tokio::sync::watch;
 
 use crate::chain::{ChainError, Depth, FoundTransfer, Sighting, TxStatus, View};
 use crate::failpoint;
-use crate::id::Wallet;
 use crate::money::MicroUsdc;
-use crate::payments::store::{self, OpenTransaction};
-use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, SWEEP_LIMIT, State, unpoisoned};
+use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, State, store, unpoisoned};
 
 /// The first look after a broadcast; each look after it waits half as long again, up to …
 const FIRST_LOOK: Duration = Duration::from_millis(200);
 /// … this.
 const LONGEST_LOOK: Duration = Duration::from_secs(5);
+/// Half a block on Base: the pause between looks while somebody may be waiting for the answer.
+const EAGER_LOOK: Duration = Duration::from_secs(1);
+const EAGER_LOOKS: u32 = 20;
 /// After so many looks, about ten minutes, a payment is looked at seldom.
 const SELDOM_AFTER_LOOKS: u32 = 120;
 const SELDOM_LOOK: Duration = Duration::from_secs(60);
@@ -32,8 +32,6 @@ const FRESH_SECONDS: i64 = 10;
 const MAX_SENT: usize = 2;
 /// A payment older than this is only watched.
 const SEND_SECONDS: i64 = 3600;
-/// A transaction not mined for this long is replaced: ten blocks on Base.
-const STUCK_SECONDS: i64 = 20;
 
 impl Payments {
     /// Waits until a payment is at rest, or for [`SETTLEMENT_WAIT`], and returns where it stands.
@@ -47,7 +45,7 @@ impl Payments {
     }
 
     /// Sees to it that this process drives a payment; the receiver turns true when it is at rest.
-    fn drive(&self, id: i64) -> watch::Receiver<bool> {
+    pub(super) fn drive(&self, id: i64) -> watch::Receiver<bool> {
         let mut driven = unpoisoned(&self.0.driven);
         if let Some(at_rest) = driven.get(&id) {
             return at_rest.clone();
@@ -93,9 +91,21 @@ impl Payments {
             }
             looks += 1;
             tokio::time::sleep(pause).await;
-            pause =
-                (pause + pause / 2).min(if looks < SELDOM_AFTER_LOOKS { LONGEST_LOOK } else { SELDOM_LOOK });
+            pause = (pause + pause / 2).min(match looks {
+                ..EAGER_LOOKS => EAGER_LOOK,
+                ..SELDOM_AFTER_LOOKS => LONGEST_LOOK,
+                _ => SELDOM_LOOK,
+            });
         }
+    }
+
+    /// Moves a payment by one step, if it can be moved now.
+    pub async fn step_once(&self, id: i64) -> Result<(), PaymentError> {
+        if let Some(payment) = store::get(&self.0.db, id).await? {
+            // As at a look that also searches the logs.
+            self.step(&payment, LOOKS_PER_LOG_SEARCH - 1).await?;
+        }
+        Ok(())
     }
 
     async fn step(&self, payment: &Payment, looks: u32) -> Result<Step, PaymentError> {
@@ -104,12 +114,9 @@ impl Payments {
             State::Signed => self.broadcast(payment).await,
             State::Broadcast => self.watch(payment, looks).await,
             State::Mined => self.confirm(payment).await,
-            State::Credited
-            | State::Finalized
-            | State::Expired
-            | State::Cancelled
-            | State::Failed
-            | State::Reorged => Ok(Step::AtRest),
+            State::Credited | State::Finalized | State::Expired | State::Cancelled | State::Reorged => {
+                Ok(Step::AtRest)
+            }
         }
     }
 
@@ -130,9 +137,7 @@ impl Payments {
 
     /// Signs the transaction and keeps its bytes, before anybody sees them.
     async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        let now = self.0.clock.now();
-        let chain = &self.0.chain;
-        if payment.created_at.plus_seconds(FRESH_SECONDS) < now {
+        if payment.created_at.plus_seconds(FRESH_SECONDS) < self.0.clock.now() {
             // Somebody else may have sent it, it may have expired, or no longer go through.
             if let Some(step) = self.look(payment).await? {
                 return Ok(step);
@@ -141,13 +146,25 @@ impl Payments {
                 return Ok(Step::Wait);
             }
         }
-        let relayer = chain.relayer_for(payment.id);
+        self.sign_another(payment, State::Signed).await?;
+        Ok(Step::Moved)
+    }
+
+    /// Signs a transaction with a relayer's next account nonce, as the payment moves to `to`; with
+    /// several who try, one does.
+    pub(super) async fn sign_another(&self, payment: &Payment, to: State) -> Result<(), PaymentError> {
+        let now = self.0.clock.now();
+        let chain = &self.0.chain;
+        let relayer = self.relayer_for(payment.id);
         let on_chain =
             i64::try_from(chain.taken_nonces(relayer, Depth::Head).await?).map_err(|_| out_of_range())?;
         let fees = chain.fees().await?;
+        let signed_before = store::transactions(&self.0.db, payment.id).await?.len();
         let mut tx = self.0.db.begin().await?;
-        if !store::advance(&mut tx, payment.id, State::Verified, State::Signed, None, now).await? {
-            return Ok(Step::Moved);
+        if !store::advance(&mut tx, payment.id, payment.state, to, None, now).await?
+            || store::count_transactions(&mut tx, payment.id).await? != signed_before
+        {
+            return Ok(());
         }
         let nonce = store::next_nonce(&mut tx, self.chain_id(), relayer, on_chain).await?;
         let nonce = u64::try_from(nonce).map_err(|_| out_of_range())?;
@@ -156,12 +173,12 @@ impl Payments {
         failpoint::reached("signing");
         tx.commit().await?;
         failpoint::reached("signed");
-        Ok(Step::Moved)
+        Ok(())
     }
 
     /// Whether another transaction may be paid for: a payer who empties the wallet after each
     /// verification must not drain our gas.
-    async fn may_send_again(&self, payment: &Payment) -> Result<bool, PaymentError> {
+    pub(super) async fn may_send_again(&self, payment: &Payment) -> Result<bool, PaymentError> {
         let sent = store::transactions(&self.0.db, payment.id).await?;
         let nonces: BTreeSet<_> = sent.iter().map(|signed| (signed.relayer, signed.account_nonce)).collect();
         let too_old = payment.created_at.plus_seconds(SEND_SECONDS) < self.0.clock.now();
@@ -189,7 +206,7 @@ impl Payments {
     }
 
     /// Sends what was signed, byte for byte.
-    async fn send(&self, payment: &Payment) -> Result<(), PaymentError> {
+    pub(super) async fn send(&self, payment: &Payment) -> Result<(), PaymentError> {
         for signed in store::transactions(&self.0.db, payment.id).await? {
             match self.0.chain.broadcast(&signed.raw).await {
                 Err(error @ (ChainError::Refused(_) | ChainError::Reverted(_))) => {
@@ -256,7 +273,7 @@ impl Payments {
         }
     }
 
-    async fn sight(&self, payment: &Payment, depth: Depth) -> Result<View, PaymentError> {
+    pub(super) async fn sight(&self, payment: &Payment, depth: Depth) -> Result<View, PaymentError> {
         let from_block = u64::try_from(payment.seen_block).unwrap_or_default();
         Ok(self.0.chain.sight(&payment.authorization, from_block, depth).await?)
     }
@@ -274,9 +291,13 @@ impl Payments {
         Ok(status)
     }
 
-    /// Whether the chain has taken the account nonces of all our transactions, and none of them.
-    async fn nonce_is_lost(&self, payment: &Payment) -> Result<bool, PaymentError> {
+    /// Whether none of our transactions can go through any more: the chain has taken their account
+    /// nonces for others, or there is no key any more that could get a stuck one through.
+    pub(super) async fn nonce_is_lost(&self, payment: &Payment) -> Result<bool, PaymentError> {
         for signed in store::transactions(&self.0.db, payment.id).await? {
+            if !self.0.chain.has_key_of(signed.relayer) {
+                continue;
+            }
             let taken = self.0.chain.taken_nonces(signed.relayer, Depth::Finalized).await?;
             if signed.account_nonce >= taken {
                 return Ok(false);
@@ -342,7 +363,10 @@ impl Payments {
 
     /// How a payment has ended without a transfer, if it has: only when its time is over in a block
     /// that will not be undone, and no transfer for it is in the chain up to there.
-    async fn expiry(&self, payment: &Payment) -> Result<Option<(State, &'static str)>, PaymentError> {
+    pub(super) async fn expiry(
+        &self,
+        payment: &Payment,
+    ) -> Result<Option<(State, &'static str)>, PaymentError> {
         let view = self.sight(payment, Depth::Finalized).await?;
         let authorization = &payment.authorization;
         if U256::from(view.tip.timestamp) < authorization.valid_before || view.sighting != Sighting::Nowhere {
@@ -375,155 +399,6 @@ impl Payments {
         if view.sighting.undisputed().is_some() {
             self.advance(payment, State::Verified, Some("its transfer has turned up")).await?;
         }
-        Ok(())
-    }
-
-    /// Picks up payments that nobody drives, keeps the relayers' transactions moving, and follows
-    /// credited payments until they are final.
-    pub(super) async fn sweep(&self) -> Result<(), PaymentError> {
-        let mut last = 0;
-        loop {
-            let page =
-                store::unfinished(&self.0.db, self.chain_id(), self.asset(), last, SWEEP_LIMIT).await?;
-            let Some(id) = page.last() else { break };
-            last = *id;
-            for id in page {
-                self.drive(id);
-            }
-        }
-        let tended = self.tend_relayers().await;
-        self.follow_to_finality().await?;
-        tended
-    }
-
-    /// A nonce that the chain does not take holds up all behind it: what got lost is sent again,
-    /// and what is stuck is replaced by the same call at a higher fee.
-    async fn tend_relayers(&self) -> Result<(), PaymentError> {
-        let now = self.0.clock.now();
-        let mut stuck_seen = BTreeSet::new();
-        let mut taken: BTreeMap<Wallet, u64> = BTreeMap::new();
-        for open in store::open_transactions(&self.0.db, self.chain_id(), SWEEP_LIMIT).await? {
-            let relayer = open.signed.relayer;
-            if let Entry::Vacant(vacant) = taken.entry(relayer) {
-                let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
-                let mut tx = self.0.db.begin().await?;
-                store::mark_settled(&mut tx, self.chain_id(), relayer, settled, now).await?;
-                tx.commit().await?;
-                vacant.insert(self.0.chain.taken_nonces(relayer, Depth::Head).await?);
-            }
-            let is_taken = taken.get(&relayer).is_some_and(|taken| open.signed.account_nonce < *taken);
-            let is_young = open.created_at.plus_seconds(STUCK_SECONDS) > now;
-            // Of each nonce the newest comes first; of each relayer only the lowest nonce is replaced.
-            if is_taken || !stuck_seen.insert(relayer) || is_young {
-                continue;
-            }
-            if let Err(error) = self.replace(&open).await {
-                tracing::warn!(tx = %open.signed.hash, %error, "a stuck transaction is not replaced yet");
-            }
-        }
-        Ok(())
-    }
-
-    async fn replace(&self, open: &OpenTransaction) -> Result<(), PaymentError> {
-        let chain = &self.0.chain;
-        let Some(payment) = store::get(&self.0.db, open.payment_id).await? else { return Ok(()) };
-        let old = &open.signed;
-        // The old one may only have been dropped; nodes refuse it if they have it.
-        let resent = chain.broadcast(&old.raw).await;
-        let Some(fees) = chain.replacement_fees(old.fees).await? else {
-            tracing::warn!(tx = %old.hash, "a transaction is stuck at the highest fee allowed");
-            return Ok(resent?);
-        };
-        let (authorization, signature) = (&payment.authorization, &payment.signature);
-        let signed = match chain.sign(old.relayer, authorization, signature, old.account_nonce, fees) {
-            Ok(signed) => signed,
-            Err(error @ ChainError::UnknownRelayer(_)) => {
-                tracing::warn!(%error, tx = %old.hash, "a stuck transaction cannot be replaced");
-                return Ok(());
-            }
-            Err(other) => return Err(other.into()),
-        };
-        let mut tx = self.0.db.begin().await?;
-        store::insert_transaction(&mut tx, payment.id, &signed, self.0.clock.now()).await?;
-        tx.commit().await?;
-        tracing::info!(payment = payment.id, old = %old.hash, new = %signed.hash, "a stuck transaction is replaced");
-        Ok(chain.broadcast(&signed.raw).await?)
-    }
-
-    /// Marks credited payments final, and notices those whose transfer the chain has undone.
-    async fn follow_to_finality(&self) -> Result<(), PaymentError> {
-        let finalized = self.0.chain.finalized().await?.number;
-        let mut hashes: BTreeMap<u64, Option<String>> = BTreeMap::new();
-        let mut last = 0;
-        loop {
-            let page =
-                store::unfinalized(&self.0.db, self.chain_id(), self.asset(), last, SWEEP_LIMIT).await?;
-            let Some(payment) = page.last() else { return Ok(()) };
-            last = payment.id;
-            for payment in page {
-                let block =
-                    payment.block_number.and_then(|block| u64::try_from(block).ok()).unwrap_or_default();
-                if block > finalized {
-                    // Not final yet: while its block is still in the chain, so is the transfer.
-                    if let Entry::Vacant(vacant) = hashes.entry(block) {
-                        let hash = self.0.chain.block_hash(block).await?;
-                        vacant.insert(hash.map(|hash| store::hex_of(hash.as_slice())));
-                    }
-                    if hashes.get(&block).and_then(Option::as_ref) == payment.block_hash.as_ref() {
-                        continue;
-                    }
-                }
-                if let Err(error) = self.settle_finality(&payment).await {
-                    tracing::warn!(payment = payment.id, %error, "finality not settled; it is tried again");
-                }
-            }
-        }
-    }
-
-    async fn settle_finality(&self, payment: &Payment) -> Result<(), PaymentError> {
-        let now = self.0.clock.now();
-        if let Some(found) = self.sight(payment, Depth::Finalized).await?.sighting.undisputed() {
-            let mut tx = self.0.db.begin().await?;
-            if store::advance(&mut tx, payment.id, State::Credited, State::Finalized, None, now).await? {
-                store::locate(&mut tx, payment.id, found).await?;
-            }
-            return Ok(tx.commit().await?);
-        }
-        match self.sight(payment, Depth::Head).await?.sighting {
-            Sighting::Agreed(found) | Sighting::Alone(found) => {
-                let mut tx = self.0.db.begin().await?;
-                store::locate(&mut tx, payment.id, &found).await?;
-                return Ok(tx.commit().await?);
-            }
-            Sighting::Disputed(_) => return Ok(()),
-            Sighting::Nowhere => {}
-        }
-        tracing::error!(payment = payment.id, wallet = %payment.authorization.from, "a credited transfer was undone");
-        if self.expiry(payment).await?.is_some() {
-            return self.reverse(payment).await;
-        }
-        // It can still go through, so it is sent again; a node that will not take it is no surprise.
-        let _ = self.send(payment).await;
-        Ok(())
-    }
-
-    /// Takes back what was credited for a transfer that is gone for good.
-    async fn reverse(&self, payment: &Payment) -> Result<(), PaymentError> {
-        let wallet = payment.authorization.from;
-        let why = "the chain undid the transfer, and the authorization has expired";
-        let now = self.0.clock.now();
-        let mut tx = self.0.db.begin().await?;
-        if !store::advance(&mut tx, payment.id, State::Credited, State::Reorged, Some(why), now).await? {
-            return Ok(());
-        }
-        let debt = self.0.ledger.reverse(&mut tx, wallet, payment.value, payment.id).await?;
-        tx.commit().await?;
-        metrics::counter!("farebox_reversed_micro_total")
-            .increment(u64::try_from(payment.value.get()).unwrap_or_default());
-        tracing::error!(
-            payment = payment.id, %wallet, amount_micro = payment.value.get(), debt_micro = debt.get(),
-            "a credited payment is reversed"
-        );
         Ok(())
     }
 }

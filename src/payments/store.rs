@@ -286,6 +286,26 @@ pub async fn transactions(db: &Db, payment_id: i64) -> Result<Vec<SignedTx>, DbE
     rows.iter().map(read_transaction).collect()
 }
 
+pub async fn count_transactions(tx: &mut DbTx, payment_id: i64) -> Result<usize, DbError> {
+    let sql = "SELECT COUNT(*) AS n FROM payment_transactions WHERE payment_id = $1";
+    let count = tx.row(sql, args![payment_id]).await?.map_or(Ok(0), |row| row.int("n"))?;
+    usize::try_from(count).map_err(|_| DbError::Corrupt("a count below zero".into()))
+}
+
+/// Of a wallet's payments since a time, those that ended without a transfer after one was sent for
+/// them at our expense.
+pub async fn sent_in_vain(tx: &mut DbTx, wallet: Wallet, since: Timestamp) -> Result<i64, DbError> {
+    let row = tx
+        .row(
+            "SELECT COUNT(*) AS n FROM payments
+             WHERE from_wallet = $1 AND state IN ('expired', 'cancelled') AND created_at_ms > $2
+             AND id IN (SELECT payment_id FROM payment_transactions WHERE settled_at_ms IS NOT NULL)",
+            args![wallet, since],
+        )
+        .await?;
+    row.map_or(Ok(0), |row| row.int("n"))
+}
+
 /// A transaction whose account nonce the chain has not taken for good.
 pub struct OpenTransaction {
     pub payment_id: i64,

@@ -30,6 +30,10 @@ const LONGEST_VALID_SECONDS: u64 = 86_400;
 const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
 const MAX_UNFINISHED: i64 = 50;
+/// Payments of one wallet that were sent and came to nothing within a day: a wallet that is a contract
+/// can agree to the simulation and burn the gas of what is sent.
+const MAX_SENT_IN_VAIN: i64 = 5;
+const DAY_SECONDS: i64 = 86_400;
 /// How long a payment waits for its turn to be verified.
 const ADMISSION_WAIT: Duration = Duration::from_secs(10);
 /// Blocks in which logs may still be on their way to an endpoint.
@@ -121,6 +125,10 @@ impl Payments {
             // Numbering payments orders those who insert, so each sees all that came before it.
             let in_flight = store::in_flight_in(&mut tx, from).await?;
             check_in_flight(&in_flight, held)?;
+            let since = self.0.clock.now().plus_seconds(-DAY_SECONDS);
+            if store::sent_in_vain(&mut tx, from, since).await? >= MAX_SENT_IN_VAIN {
+                return Err(PaymentError::TooManyFailed);
+            }
             tx.commit().await?;
             failpoint::reached("verified");
             tracing::info!(payment = id, wallet = %payload.authorization.from, %value, "payment verified");

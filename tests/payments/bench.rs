@@ -12,7 +12,7 @@ pub use farebox::clock::Clock;
 pub use farebox::config;
 pub use farebox::db::{Access, Db};
 pub use farebox::id::Wallet;
-pub use farebox::ledger::Ledger;
+pub use farebox::ledger::{Ending, Ledger};
 pub use farebox::money::MicroUsdc;
 pub use farebox::payments::wire::{Payload, Reason};
 pub use farebox::payments::{ChainHealth, Payment, PaymentError, Payments, State};
@@ -22,7 +22,7 @@ use tokio::sync::Barrier;
 
 pub use crate::payments::faulty_rpc::{Fault, FaultyRpc};
 pub use crate::support::books::{Books, balance};
-pub use crate::support::chain::{BLACKLISTER, BYSTANDER, CHAIN_ID, PAUSER, TestChain, USDC, word};
+pub use crate::support::chain::{BLACKLISTER, BYSTANDER, CHAIN_ID, MINTER, PAUSER, TestChain, USDC, word};
 pub use crate::support::wallet::{Authorization, TestWallet};
 pub use crate::support::{eventually, in_time, unix_seconds};
 
@@ -94,9 +94,14 @@ impl Bench {
     }
 
     pub async fn node_with(&self, change: impl FnOnce(&mut config::Payments)) -> Node {
+        self.node_at(Clock::System, change).await
+    }
+
+    /// One whose time the test sets.
+    pub async fn node_at(&self, clock: Clock, change: impl FnOnce(&mut config::Payments)) -> Node {
         let mut config = self.config();
         change(&mut config);
-        let node = Node::new(&self.books.db, config);
+        let node = Node::with_clock(&self.books.db, config, clock);
         assert_eq!(node.payments.check_chain().await, ChainHealth::Ok);
         node
     }
@@ -164,11 +169,14 @@ pub struct Node {
 
 impl Node {
     pub fn new(db: &Db, config: config::Payments) -> Self {
+        Self::with_clock(db, config, Clock::System)
+    }
+
+    pub fn with_clock(db: &Db, config: config::Payments, clock: Clock) -> Self {
         farebox::install_crypto();
         let tasks = Tasks::default();
-        let ledger = Ledger::new(db.clone(), Clock::System, "node".into());
-        let payments =
-            Payments::new(db.clone(), ledger.clone(), config, Clock::System, tasks.clone()).unwrap();
+        let ledger = Ledger::new(db.clone(), clock.clone(), "node".into());
+        let payments = Payments::new(db.clone(), ledger.clone(), config, clock, tasks.clone()).unwrap();
         Self { payments, ledger, tasks }
     }
 

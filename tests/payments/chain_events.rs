@@ -1,4 +1,4 @@
-//! What the chain does to a payment under way: late, dropped, emptied, cancelled, reorganised.
+//! What the chain does to a payment under way: late, dropped, emptied, cancelled.
 
 use crate::payments::bench::*;
 
@@ -79,27 +79,6 @@ async fn a_credit_becomes_final_with_its_block() {
         node.run();
         let finalized = node.until(&payer, State::Finalized).await;
         assert_eq!((finalized.id, finalized.tx_hash), (credited.id, credited.tx_hash));
-        assert_eq!(node.balance_of(&payer).await, 5_000_000);
-        bench.assert_reconciled(&node).await;
-        node.crash().await;
-    })
-    .await;
-}
-
-#[tokio::test]
-async fn a_credit_whose_block_was_reorganised_is_final_where_its_transfer_is_then() {
-    each(async |bench| {
-        let node = bench.node().await;
-        let payer = bench.payer(FIVE_USD).await;
-        let credited = node.pay(&payload(&bench.authorization(&payer))).await;
-        bench.chain.mine(1).await;
-        // The two last blocks are replaced, and the transfer is in the second of the new ones.
-        let raw = bench.books.db.row("SELECT raw FROM payment_transactions", vec![]).await.unwrap().unwrap();
-        bench.chain.rpc("anvil_reorg", json!([2, [[raw.text("raw").unwrap(), 1]]])).await;
-        bench.chain.mine(3).await;
-        node.run();
-        let finalized = node.until(&payer, State::Finalized).await;
-        assert_eq!(finalized.block_number, credited.block_number.map(|block| block + 1));
         assert_eq!(node.balance_of(&payer).await, 5_000_000);
         bench.assert_reconciled(&node).await;
         node.crash().await;

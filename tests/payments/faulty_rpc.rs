@@ -19,6 +19,10 @@ pub enum Fault {
     Unreachable,
     /// It does, and what it came to is lost on the way back.
     AnswerLost,
+    /// The call is taken, and never answered.
+    Silent,
+    /// The endpoint says something else than the chain: made of the call's parameters and the truth.
+    Lie(fn(&Value, Value) -> Value),
 }
 
 #[derive(Clone)]
@@ -66,14 +70,22 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
     let call: Value = serde_json::from_slice(&body).unwrap();
     let method = call["method"].as_str().unwrap();
     let fault = relay.faults.lock().unwrap().get(method).copied();
-    if matches!(fault, Some(Fault::Unreachable)) {
-        return (StatusCode::SERVICE_UNAVAILABLE, Bytes::new());
+    match fault {
+        Some(Fault::Unreachable) => return (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        Some(Fault::Silent) => return std::future::pending().await,
+        _ => {}
     }
     let answer =
         relay.http.post(&relay.upstream).header("content-type", "application/json").body(body).send().await;
     let answer = answer.unwrap().bytes().await.unwrap();
     match fault {
-        None => (StatusCode::OK, answer),
+        Some(Fault::Lie(lie)) => {
+            let mut answer: Value = serde_json::from_slice(&answer).unwrap();
+            let truth = answer["result"].take();
+            answer["result"] = lie(&call["params"], truth);
+            (StatusCode::OK, answer.to_string().into())
+        }
         Some(_) => (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
+        None => (StatusCode::OK, answer),
     }
 }

@@ -14,7 +14,7 @@ use super::{PATIENCE, eventually, http_client, tool};
 pub const USDC: Address = address!("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913");
 pub const CHAIN_ID: u64 = 8453;
 /// anvil's first account, which may mint; anvil signs for it.
-const MINTER: Address = address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266");
+pub const MINTER: Address = address!("f39Fd6e51aad88F6F4ce6aB8827279cffFb92266");
 /// The token's roles: see `tests/clients/devchain.mjs`.
 pub const PAUSER: Address = address!("3C44CdDdB6a900fa2b585dd299e03d12FA4293BC");
 pub const BLACKLISTER: Address = address!("90F79bf6EB2c4f870365E785982E1f101E93b906");
@@ -103,6 +103,17 @@ impl TestChain {
         .await;
         assert_eq!(receipt["status"], "0x1", "a transaction of the test reverted: {receipt}");
         hash
+    }
+
+    /// Sends a transaction without waiting for it, dearly to be mined before others; whether it
+    /// succeeds, and whether anvil takes it at all, is all the same.
+    pub async fn submit(&self, from: Address, to: Address, data: &str, dearly: bool) {
+        let tip = if dearly { "0x174876e800" } else { "0x1" };
+        let call = json!([{
+            "from": from, "to": to, "data": data, "gas": "0x40000",
+            "maxFeePerGas": "0x2540be40000", "maxPriorityFeePerGas": tip,
+        }]);
+        let _ = self.try_rpc("eth_sendTransaction", call).await;
     }
 
     /// Makes USDC for a wallet.

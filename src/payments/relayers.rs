@@ -1,0 +1,123 @@
+//! The relayers' side of settling: their account nonces, fees and gas.
+//!
+//! A chain takes an account's transactions in the order of their nonces, so one that is stuck holds up
+//! all behind it, whichever payments they are for.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use alloy::primitives::U256;
+
+use crate::chain::{ChainError, Depth};
+use crate::id::Wallet;
+use crate::payments::store::{self, OpenTransaction};
+use crate::payments::{PaymentError, Payments, RelayerGas, SWEEP_LIMIT, unpoisoned};
+
+/// A transaction not mined for this long is replaced: ten blocks on Base.
+const STUCK_SECONDS: i64 = 20;
+/// Account nonces filled at one look; there is never more than one gap unless an endpoint lied.
+const FILLED_AT_ONCE: u64 = 16;
+/// A relayer that cannot pay for this many transfers at the present fee is low on gas.
+const FEW_TRANSFERS: u64 = 50;
+const TRANSFER_GAS: u64 = 100_000;
+
+impl Payments {
+    /// The relayer that sends the next transaction for a payment: they take turns, as far as they
+    /// have gas.
+    pub(super) fn relayer_for(&self, payment_id: i64) -> Wallet {
+        let mut relayers: Vec<_> = self.0.chain.relayers().collect();
+        let low: Vec<_> = self.gas().iter().filter(|gas| gas.is_low).map(|gas| gas.relayer).collect();
+        if low.len() < relayers.len() {
+            relayers.retain(|relayer| !low.contains(relayer));
+        }
+        let turn = payment_id.rem_euclid(i64::try_from(relayers.len()).unwrap_or(1).max(1));
+        relayers[usize::try_from(turn).unwrap_or_default()]
+    }
+
+    async fn look_at_gas(&self) -> Result<(), PaymentError> {
+        let chain = &self.0.chain;
+        let transfer = U256::from(chain.fees().await?.max_fee) * U256::from(TRANSFER_GAS);
+        let mut gas = Vec::new();
+        for relayer in chain.relayers() {
+            let wei = chain.gas_balance(relayer).await?;
+            gas.push(RelayerGas { relayer, wei, is_low: wei < transfer * U256::from(FEW_TRANSFERS) });
+        }
+        *unpoisoned(&self.0.gas) = gas;
+        Ok(())
+    }
+
+    /// A nonce that the chain does not take holds up all behind it: what got lost is sent again,
+    /// and what is stuck is replaced by the same call at a higher fee.
+    pub(super) async fn tend_relayers(&self) -> Result<(), PaymentError> {
+        let now = self.0.clock.now();
+        self.look_at_gas().await?;
+        let mut stuck_seen = BTreeSet::new();
+        let mut taken: BTreeMap<Wallet, u64> = BTreeMap::new();
+        for open in store::open_transactions(&self.0.db, self.chain_id(), SWEEP_LIMIT).await? {
+            let relayer = open.signed.relayer;
+            if let Entry::Vacant(vacant) = taken.entry(relayer) {
+                let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
+                let mut tx = self.0.db.begin().await?;
+                store::mark_settled(&mut tx, self.chain_id(), relayer, settled, now).await?;
+                tx.commit().await?;
+                vacant.insert(self.0.chain.taken_nonces(relayer, Depth::Head).await?);
+            }
+            let is_taken = taken.get(&relayer).is_some_and(|taken| open.signed.account_nonce < *taken);
+            let is_young = open.created_at.plus_seconds(STUCK_SECONDS) > now;
+            // Of each nonce the newest comes first; of each relayer only the lowest nonce is replaced.
+            if is_taken || !stuck_seen.insert(relayer) || is_young {
+                continue;
+            }
+            // A nonce below that is nobody's is what it waits for.
+            let gap = taken.get(&relayer).copied().unwrap_or_default()..open.signed.account_nonce;
+            let unstuck =
+                if gap.is_empty() { self.replace(&open).await } else { self.fill(relayer, gap).await };
+            if let Err(error) = unstuck {
+                tracing::warn!(tx = %open.signed.hash, %error, "a stuck transaction is not replaced yet");
+            }
+        }
+        Ok(())
+    }
+
+    async fn replace(&self, open: &OpenTransaction) -> Result<(), PaymentError> {
+        let chain = &self.0.chain;
+        let Some(payment) = store::get(&self.0.db, open.payment_id).await? else { return Ok(()) };
+        let old = &open.signed;
+        // The old one may only have been dropped; nodes refuse it if they have it.
+        let resent = chain.broadcast(&old.raw).await;
+        let Some(fees) = chain.replacement_fees(old.fees).await? else {
+            tracing::warn!(tx = %old.hash, "a transaction is stuck at the highest fee allowed");
+            return Ok(resent?);
+        };
+        let (authorization, signature) = (&payment.authorization, &payment.signature);
+        let signed = match chain.sign(old.relayer, authorization, signature, old.account_nonce, fees) {
+            Ok(signed) => signed,
+            Err(error @ ChainError::UnknownRelayer(_)) => {
+                tracing::warn!(%error, tx = %old.hash, "a stuck transaction cannot be replaced");
+                return Ok(());
+            }
+            Err(other) => return Err(other.into()),
+        };
+        let mut tx = self.0.db.begin().await?;
+        store::insert_transaction(&mut tx, payment.id, &signed, self.0.clock.now()).await?;
+        tx.commit().await?;
+        tracing::info!(payment = payment.id, old = %old.hash, new = %signed.hash, "a stuck transaction is replaced");
+        Ok(chain.broadcast(&signed.raw).await?)
+    }
+
+    /// Fills account nonces that were never signed for, or not by us, and that later ones wait for.
+    /// Nothing rests on these transactions, so they are not kept: if one is lost, the next look makes
+    /// another.
+    async fn fill(&self, relayer: Wallet, gap: Range<u64>) -> Result<(), PaymentError> {
+        let chain = &self.0.chain;
+        tracing::warn!(%relayer, from = gap.start, to = gap.end, "a gap in a relayer's account nonces is filled");
+        let now = chain.fees().await?;
+        // Above what a filler of the look before offered, unless the cap forbids it.
+        let fees = chain.replacement_fees(now).await?.unwrap_or(now);
+        for nonce in gap.take(usize::try_from(FILLED_AT_ONCE).unwrap_or(usize::MAX)) {
+            chain.broadcast(&chain.sign_filler(relayer, nonce, fees)?.raw).await?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,432 @@
+//! Random interleavings of settling, sweeping, crashes and what a chain and other people do, on a real
+//! chain: whatever the order, the journal says in the end what the chain says.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+
+use alloy::primitives::keccak256;
+use proptest::prelude::*;
+use proptest::sample::Index;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::payments::bench::*;
+
+/// Traces on each database; `JOURNAL_TRACES` asks for more.
+const TRACES: u32 = 30;
+/// Steps of a trace, at the least and the most.
+const STEPS: std::ops::Range<usize> = 60..90;
+const PAYERS: usize = 3;
+/// What a payer has at first: enough for two payments.
+const FUNDS: u64 = 2 * FIVE_USD;
+/// Authorizations are good for this long, so that a warp or two ends them.
+const VALID_SECONDS: i64 = 600;
+/// Rounds in which everything comes to rest once the chain is left alone.
+const ROUNDS: usize = 40;
+
+/// The moves that a payment may make, written down here anew.
+const MOVES: &[(State, &[State])] = &[
+    (State::Verified, &[State::Signed, State::Mined, State::Expired, State::Cancelled]),
+    (State::Signed, &[State::Broadcast, State::Mined, State::Expired, State::Cancelled]),
+    (State::Broadcast, &[State::Verified, State::Mined, State::Expired, State::Cancelled]),
+    (State::Mined, &[State::Broadcast, State::Credited]),
+    (State::Credited, &[State::Finalized, State::Reorged]),
+    (State::Expired, &[State::Verified]),
+    (State::Cancelled, &[State::Verified]),
+    (State::Finalized, &[]),
+    (State::Reorged, &[]),
+];
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A payer signs an authorization and sends it to a node.
+    Accept {
+        node: usize,
+        payer: usize,
+    },
+    /// One that was sent before is sent again.
+    Again {
+        node: usize,
+        payment: Index,
+    },
+    Move {
+        node: usize,
+        payment: Index,
+    },
+    /// Both nodes move the same payment at once.
+    Race {
+        payment: Index,
+    },
+    /// A node dies in the middle of a move, or of its upkeep.
+    Cut {
+        node: usize,
+        payment: Index,
+        polls: u32,
+    },
+    CutUpkeep {
+        node: usize,
+        polls: u32,
+    },
+    Upkeep {
+        node: usize,
+    },
+    Mine {
+        blocks: u64,
+    },
+    Warp {
+        seconds: i64,
+    },
+    /// The newest blocks are replaced by empty ones.
+    Reorg {
+        blocks: u64,
+    },
+    /// Nodes forget what waits to be mined.
+    Forget,
+    FrontRun {
+        payment: Index,
+        dearly: bool,
+    },
+    Cancel {
+        payment: Index,
+        dearly: bool,
+    },
+    Drain {
+        payer: usize,
+    },
+    Refill {
+        payer: usize,
+    },
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let payment = || any::<Index>();
+    prop_oneof![
+        4 => (0..2_usize, 0..PAYERS).prop_map(|(node, payer)| Step::Accept { node, payer }),
+        1 => (0..2_usize, payment()).prop_map(|(node, payment)| Step::Again { node, payment }),
+        14 => (0..2_usize, payment()).prop_map(|(node, payment)| Step::Move { node, payment }),
+        4 => payment().prop_map(|payment| Step::Race { payment }),
+        5 => (0..2_usize, payment(), 1..40_u32)
+            .prop_map(|(node, payment, polls)| Step::Cut { node, payment, polls }),
+        1 => (0..2_usize, 1..60_u32).prop_map(|(node, polls)| Step::CutUpkeep { node, polls }),
+        3 => (0..2_usize).prop_map(|node| Step::Upkeep { node }),
+        6 => (1..3_u64).prop_map(|blocks| Step::Mine { blocks }),
+        1 => (30..400_i64).prop_map(|seconds| Step::Warp { seconds }),
+        2 => (1..3_u64).prop_map(|blocks| Step::Reorg { blocks }),
+        1 => Just(Step::Forget),
+        1 => (payment(), any::<bool>()).prop_map(|(payment, dearly)| Step::FrontRun { payment, dearly }),
+        1 => (payment(), any::<bool>()).prop_map(|(payment, dearly)| Step::Cancel { payment, dearly }),
+        1 => (0..PAYERS).prop_map(|payer| Step::Drain { payer }),
+        1 => (0..PAYERS).prop_map(|payer| Step::Refill { payer }),
+    ]
+}
+
+#[test]
+fn whatever_happens_in_whatever_order_the_journal_ends_as_the_chain_does_on_sqlite() {
+    check(|| async { Books::sqlite().await });
+}
+
+#[test]
+fn whatever_happens_in_whatever_order_the_journal_ends_as_the_chain_does_on_postgres() {
+    check(|| async { Books::postgres().await });
+}
+
+fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let cases = std::env::var("JOURNAL_TRACES").map_or(TRACES, |text| text.parse().unwrap());
+    let config = Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 60,
+        max_shrink_time: 60_000,
+        ..Config::default()
+    };
+    let ends: std::cell::RefCell<BTreeMap<&str, u32>> = std::cell::RefCell::default();
+    TestRunner::new(config)
+        .run(&prop::collection::vec(step(), STEPS), |trace| {
+            runtime.block_on(async {
+                let world = World::new(books().await).await;
+                for state in world.run(&trace).await {
+                    *ends.borrow_mut().entry(state.as_str()).or_default() += 1;
+                }
+            });
+            Ok(())
+        })
+        .unwrap_or_else(|failure| panic!("{failure}"));
+    println!("{:?}", ends.borrow());
+    let ends = ends.borrow();
+    assert!(ends.contains_key("finalized") && ends.len() >= 3, "the traces reach too little: {ends:?}");
+}
+
+/// A payment as it was signed, and the state it was last seen in, if it is in the journal.
+struct Signed {
+    payload: Payload,
+    seen: Option<State>,
+}
+
+struct World {
+    bench: Bench,
+    clock: Clock,
+    nodes: Vec<Node>,
+    payers: Vec<TestWallet>,
+    payments: Vec<Signed>,
+}
+
+impl World {
+    async fn new(books: Books) -> Self {
+        let bench = Bench::new(books).await;
+        let mut payers = Vec::new();
+        for _ in 0..PAYERS {
+            let payer = bench.payer(FUNDS).await;
+            bench.chain.rpc("anvil_impersonateAccount", json!([payer.address()])).await;
+            bench.chain.give_gas(payer.address()).await;
+            payers.push(payer);
+        }
+        // The chain has a past that can be undone, and a final block that is known.
+        bench.chain.mine(6).await;
+        bench.chain.set_automine(false).await;
+        let clock = Clock::fixed(Clock::System.now());
+        let nodes =
+            vec![bench.node_at(clock.clone(), |_| {}).await, bench.node_at(clock.clone(), |_| {}).await];
+        Self { bench, clock, nodes, payers, payments: Vec::new() }
+    }
+
+    async fn run(mut self, trace: &[Step]) -> Vec<State> {
+        for step in trace {
+            self.apply(step).await;
+            self.check_moves().await;
+            self.check_books().await;
+        }
+        self.come_to_rest().await;
+        let ends = self.check_against_the_chain().await;
+        self.bench.books.discard().await;
+        ends
+    }
+
+    async fn apply(&mut self, step: &Step) {
+        let chain = &self.bench.chain;
+        match step {
+            Step::Accept { node, payer } => {
+                let mut authorization = self.bench.authorization(&self.payers[*payer]);
+                authorization.valid_before = (self.clock.now().seconds() + VALID_SECONDS).to_string();
+                let payload = payload(&authorization);
+                // What is refused is not in the journal, and may still be carried out by somebody else.
+                let _ = self.nodes[*node].payments.accept(&payload, None).await;
+                self.payments.push(Signed { payload, seen: None });
+            }
+            Step::Again { node, payment } => {
+                if let Some(signed) = self.pick(payment) {
+                    let _ = self.nodes[*node].payments.accept(&signed.payload, None).await;
+                }
+            }
+            Step::Move { node, payment } => {
+                if let Some(id) = self.id_of(payment).await {
+                    let _ = self.nodes[*node].payments.step_once(id).await;
+                }
+            }
+            Step::Race { payment } => {
+                if let Some(id) = self.id_of(payment).await {
+                    let (one, two) = (&self.nodes[0].payments, &self.nodes[1].payments);
+                    let _ = tokio::join!(one.step_once(id), two.step_once(id));
+                }
+            }
+            Step::Cut { node, payment, polls } => {
+                if let Some(id) = self.id_of(payment).await {
+                    cut_off(*polls, self.nodes[*node].payments.step_once(id)).await;
+                    self.restart(*node).await;
+                }
+            }
+            Step::CutUpkeep { node, polls } => {
+                cut_off(*polls, self.nodes[*node].payments.upkeep()).await;
+                self.restart(*node).await;
+            }
+            Step::Upkeep { node } => {
+                let _ = self.nodes[*node].payments.upkeep().await;
+            }
+            Step::Mine { blocks } => chain.mine(*blocks).await,
+            Step::Warp { seconds } => {
+                self.clock.advance_seconds(*seconds);
+                chain.rpc("evm_increaseTime", json!([seconds])).await;
+                chain.mine(1).await;
+            }
+            Step::Reorg { blocks } => {
+                chain.rpc("anvil_reorg", json!([blocks, []])).await;
+            }
+            Step::Forget => {
+                chain.rpc("anvil_dropAllTransactions", json!([])).await;
+            }
+            Step::FrontRun { payment, dearly } => {
+                if let Some(signed) = self.pick(payment) {
+                    chain.submit(BYSTANDER, USDC, &transfer_call(&signed.payload), *dearly).await;
+                }
+            }
+            Step::Cancel { payment, dearly } => {
+                if let Some(signed) = self.pick(payment) {
+                    let authorization = &signed.payload.authorization;
+                    let payer = self.payers.iter().find(|payer| payer.address() == authorization.from.0);
+                    let cancellation = cancel(payer.unwrap(), authorization.nonce);
+                    chain.submit(BYSTANDER, USDC, &cancellation, *dearly).await;
+                }
+            }
+            Step::Drain { payer } => {
+                let payer = self.payers[*payer].address();
+                let value = U256::from(chain.usdc_of(payer).await);
+                let away = call(&transferCall { to: STRANGER, value });
+                chain.submit(payer, USDC, &away, true).await;
+            }
+            Step::Refill { payer } => {
+                let mint = format!("0x40c10f19{}{FIVE_USD:064x}", word(self.payers[*payer].address()));
+                chain.submit(MINTER, USDC, &mint, true).await;
+            }
+        }
+    }
+
+    fn pick(&self, index: &Index) -> Option<&Signed> {
+        (!self.payments.is_empty()).then(|| index.get(&self.payments))
+    }
+
+    async fn id_of(&self, index: &Index) -> Option<i64> {
+        let authorization = &self.pick(index)?.payload.authorization;
+        let payments = self.journal().await;
+        payments.get(&authorization.nonce).map(|payment| payment.id)
+    }
+
+    /// All there is in the journal, by nonce.
+    async fn journal(&self) -> BTreeMap<B256, Payment> {
+        let mut journal = BTreeMap::new();
+        for payer in &self.payers {
+            let of_payer =
+                self.nodes[0].payments.of_wallet(Wallet(payer.address()), None, 1000).await.unwrap();
+            journal.extend(of_payer.into_iter().map(|payment| (payment.authorization.nonce, payment)));
+        }
+        journal
+    }
+
+    async fn restart(&mut self, node: usize) {
+        self.nodes[node] = self.bench.node_at(self.clock.clone(), |_| {}).await;
+    }
+
+    /// Each payment has moved as payments may; with two nodes at work, by two steps at most.
+    async fn check_moves(&mut self) {
+        let journal = self.journal().await;
+        for signed in &mut self.payments {
+            let now = journal.get(&signed.payload.authorization.nonce).map(|payment| payment.state);
+            match (signed.seen, now) {
+                (None, _) => {}
+                (Some(before), Some(now)) => {
+                    assert!(reaches(before, now, 2), "a payment went from {before:?} to {now:?}");
+                }
+                (Some(_), None) => panic!("a payment has left the journal"),
+            }
+            signed.seen = now;
+        }
+    }
+
+    /// What the wallets have is what their credited payments are worth.
+    async fn check_books(&self) {
+        let books = &self.bench.books;
+        let credited = books
+            .number(
+                "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS n FROM payments
+                 WHERE state IN ('credited', 'finalized')",
+            )
+            .await;
+        let balances =
+            books.number("SELECT CAST(COALESCE(SUM(balance_micro), 0) AS BIGINT) AS n FROM wallets").await;
+        let shared = books
+            .number(
+                "SELECT COUNT(*) AS n FROM (SELECT account_nonce FROM payment_transactions
+                 GROUP BY account_nonce HAVING COUNT(DISTINCT payment_id) > 1) AS twice",
+            )
+            .await;
+        assert_eq!(balances, credited);
+        assert_eq!(shared, 0, "an account nonce was given to two payments");
+    }
+
+    /// The chain goes on and nobody disturbs it: every payment comes to rest.
+    async fn come_to_rest(&mut self) {
+        self.bench.chain.set_automine(true).await;
+        let at_rest = [State::Finalized, State::Expired, State::Cancelled, State::Reorged];
+        for round in 0..ROUNDS {
+            self.bench.chain.mine(4).await;
+            let journal = self.journal().await;
+            if journal.values().all(|payment| at_rest.contains(&payment.state)) {
+                return;
+            }
+            for payment in journal.values() {
+                let _ = self.nodes[round % 2].payments.step_once(payment.id).await;
+            }
+            let _ = self.nodes[round % 2].payments.upkeep().await;
+            if round == ROUNDS / 2 {
+                // What cannot go through any more expires.
+                self.clock.advance_seconds(2 * VALID_SECONDS);
+                self.bench.chain.rpc("evm_increaseTime", json!([2 * VALID_SECONDS])).await;
+            }
+        }
+        let left: Vec<_> = self.journal().await.into_values().collect();
+        panic!("these did not come to rest: {left:#?}");
+    }
+
+    /// Credited is what the chain's own logs say was paid for an authorization of the journal, and
+    /// nothing else.
+    async fn check_against_the_chain(&self) -> Vec<State> {
+        let paid = self.paid_on_chain().await;
+        let journal = self.journal().await;
+        let mut arrived = 0;
+        for signed in &self.payments {
+            let nonce = signed.payload.authorization.nonce;
+            arrived += if paid.contains(&nonce) { FIVE_USD } else { 0 };
+            let Some(payment) = journal.get(&nonce) else { continue };
+            assert_eq!(payment.state == State::Finalized, paid.contains(&nonce), "{payment:#?}");
+        }
+        assert_eq!(self.bench.chain.usdc_of(self.bench.treasury).await, arrived);
+        for payer in &self.payers {
+            let finalized = journal
+                .values()
+                .filter(|p| p.authorization.from.0 == payer.address() && p.state == State::Finalized);
+            let worth: i64 = finalized.map(|payment| payment.value.get()).sum();
+            let balance = self.nodes[0].ledger.balance(Wallet(payer.address())).await.unwrap();
+            assert_eq!((balance.balance.get(), balance.debt), (worth, MicroUsdc::ZERO));
+        }
+        let report = self.bench.audit(&self.nodes[0]).await;
+        assert!(!report.has_drift(), "{report}");
+        journal.into_values().map(|payment| payment.state).collect()
+    }
+
+    /// The nonces of authorizations that were used in a transaction that also paid the treasury.
+    async fn paid_on_chain(&self) -> BTreeSet<B256> {
+        let logs = async |topics: Value| {
+            let filter =
+                json!([{"address": USDC, "fromBlock": "0x0", "toBlock": "latest", "topics": topics}]);
+            let logs = self.bench.chain.rpc("eth_getLogs", filter).await;
+            logs.as_array().unwrap().clone()
+        };
+        let treasury = format!("0x{}", word(self.bench.treasury));
+        let transfers = logs(json!([keccak256("Transfer(address,address,uint256)"), null, treasury])).await;
+        let paid: BTreeSet<_> = transfers.iter().map(|log| log["transactionHash"].to_string()).collect();
+        let used = logs(json!([keccak256("AuthorizationUsed(address,bytes32)")])).await;
+        used.iter()
+            .filter(|log| paid.contains(&log["transactionHash"].to_string()))
+            .map(|log| log["topics"][2].as_str().unwrap().parse().unwrap())
+            .collect()
+    }
+}
+
+fn reaches(from: State, to: State, steps: u32) -> bool {
+    let next = MOVES.iter().find(|(state, _)| *state == from).map_or(&[][..], |(_, next)| next);
+    from == to || (steps > 0 && next.iter().any(|next| reaches(*next, to, steps - 1)))
+}
+
+/// Begins some work and drops it after it has been polled so often, as a crash does.
+async fn cut_off(polls: u32, work: impl Future) {
+    let mut work = pin!(work);
+    let mut left = polls;
+    poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(());
+        }
+        left -= 1;
+        work.as_mut().poll(context).map(drop)
+    })
+    .await;
+}
