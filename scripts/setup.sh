@@ -38,7 +38,7 @@ chain_state() {
   local wanted
   wanted=$(cat tests/clients/package-lock.json tests/clients/devchain.mjs tests/clients/anvil.mjs | sha256sum)
   [ -s build/usdc-state.json ] && done_before "$stamp" "$wanted" && return
-  echo "deploying USDC for the tests' chains"
+  echo "deploying USDC and smart wallets for the tests' chains"
   mkdir -p build
   node tests/clients/devchain.mjs state --out build/usdc-state.json
   echo "$wanted" >"$stamp"

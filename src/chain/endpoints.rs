@@ -252,11 +252,59 @@ impl Endpoint {
     }
 }
 
+/// What nodes say of an execution that failed in another way than by a revert, such as by using up
+/// its gas: the contract's doing too. Each kind of node has words of its own; spaces are left out.
+const FAILED_EXECUTION: [&str; 9] = [
+    "outofgas",
+    "memoryoog",
+    "invalidopcode",
+    "invalidfeopcode",
+    "opcodenotfound",
+    "invalidjump",
+    "stackunderflow",
+    "stackoverflow",
+    "stacklimit",
+];
+
 /// geth, reth and anvil give a revert the code 3; others only say the word.
 fn refusal(code: i64, message: &str) -> ChainError {
-    if code == 3 || message.contains("revert") {
+    let words = message.to_ascii_lowercase().replace(' ', "");
+    if code == 3 || words.contains("revert") || FAILED_EXECUTION.iter().any(|failed| words.contains(failed)) {
         ChainError::Reverted(message.to_owned())
     } else {
         ChainError::Refused(message.to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_contract_does_is_told_from_what_an_endpoint_will_not_do() {
+        for (code, message) in [
+            (3, "execution reverted: FiatTokenV2: invalid signature"),
+            (-32000, "execution reverted"),
+            (-32000, "out of gas"),
+            (-32003, "out of gas: gas required exceeds: 500000"),
+            (-32603, "EVM error OutOfGas"),
+            (-32603, "EVM error MemoryOOG"),
+            (-32603, "EVM error InvalidFEOpcode"),
+            (-32000, "invalid opcode: INVALID"),
+            (-32000, "invalid jump destination"),
+            (-32000, "stack underflow (0 <=> 1)"),
+            (-32000, "stack limit reached 1024 (1023)"),
+        ] {
+            assert!(matches!(refusal(code, message), ChainError::Reverted(_)), "{message}");
+        }
+        for (code, message) in [
+            (-32005, "limit exceeded"),
+            (-32000, "nonce too low"),
+            (-32000, "intrinsic gas too low"),
+            (-32000, "missing trie node"),
+            (-32602, "query exceeds max block range 2000"),
+        ] {
+            assert!(matches!(refusal(code, message), ChainError::Refused(_)), "{message}");
+        }
     }
 }

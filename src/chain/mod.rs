@@ -30,14 +30,11 @@ use crate::id::{Entropy, Wallet};
 use crate::money::MicroUsdc;
 use endpoints::{Endpoints, none_reached};
 use sighting::{found, transfer_value};
-use smart_wallet::SettlementCall;
 use token::usdc;
 
 /// Gas for one transfer by authorization: measured 79,000, or 96,000 into a new account; a smart
 /// wallet's own check comes on top. More than this is never paid for.
 const GAS_LIMIT: u64 = 300_000;
-/// A transfer of the chain's own coin.
-const FILLER_GAS: u64 = 21_000;
 const WEI_PER_GWEI: u128 = 1_000_000_000;
 
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +109,20 @@ pub struct SignedTx {
     pub fees: Fees,
     pub hash: B256,
     pub raw: Bytes,
+}
+
+/// What a relayer's transaction does.
+pub struct RelayedCall {
+    pub to: Address,
+    pub input: Bytes,
+    pub gas_limit: u64,
+}
+
+impl RelayedCall {
+    /// Sends nothing to itself: it only takes up an account nonce.
+    pub fn nothing(relayer: Wallet) -> Self {
+        Self { to: relayer.0, input: Bytes::new(), gas_limit: 21_000 }
+    }
 }
 
 /// What a transaction offers for its gas, in wei per unit (EIP-1559).
@@ -305,7 +316,7 @@ impl Chain {
     /// Runs the transfer without sending it, on the pending block: on the latest one, seconds old,
     /// a fresh authorization is not valid yet.
     pub async fn simulate(&self, authorization: &Authorization, signature: &[u8]) -> Result<(), ChainError> {
-        let settlement = self.settlement_call(authorization, signature)?;
+        let settlement = self.settlement_call(authorization, signature).await?;
         let relayer = self.relayers.first().map(PrivateKeySigner::address).unwrap_or_default();
         let call = TransactionRequest::default()
             .from(relayer)
@@ -331,33 +342,11 @@ impl Chain {
         signer.ok_or(ChainError::UnknownRelayer(relayer))
     }
 
-    /// Signs the transfer for one account nonce of a relayer of ours. Nothing is sent.
+    /// Signs a call for one account nonce of a relayer of ours. Nothing is sent.
     pub fn sign(
         &self,
         relayer: Wallet,
-        authorization: &Authorization,
-        signature: &[u8],
-        account_nonce: u64,
-        fees: Fees,
-    ) -> Result<SignedTx, ChainError> {
-        self.sign_call(relayer, self.settlement_call(authorization, signature)?, account_nonce, fees)
-    }
-
-    /// Signs a transaction that does nothing, for an account nonce that all later ones wait for.
-    pub fn sign_filler(
-        &self,
-        relayer: Wallet,
-        account_nonce: u64,
-        fees: Fees,
-    ) -> Result<SignedTx, ChainError> {
-        let nothing = SettlementCall { to: relayer.0, input: Bytes::new(), gas_limit: FILLER_GAS };
-        self.sign_call(relayer, nothing, account_nonce, fees)
-    }
-
-    fn sign_call(
-        &self,
-        relayer: Wallet,
-        call: SettlementCall,
+        call: RelayedCall,
         account_nonce: u64,
         fees: Fees,
     ) -> Result<SignedTx, ChainError> {

@@ -10,7 +10,7 @@ use alloy::providers::Provider as _;
 use alloy::rpc::types::{TransactionInput, TransactionRequest};
 use alloy::sol_types::{SolCall as _, SolValue as _};
 
-use crate::chain::{Authorization, Chain, ChainError, GAS_LIMIT};
+use crate::chain::{Authorization, Chain, ChainError, GAS_LIMIT, RelayedCall};
 use crate::id::Wallet;
 
 mod abi {
@@ -44,11 +44,10 @@ const CHECK_GAS: u64 = 500_000;
 /// Gas where a wallet is deployed on the way.
 const DEPLOY_GAS: u64 = 1_500_000;
 
-/// A call that carries out an authorization.
-pub struct SettlementCall {
-    pub to: Address,
-    pub input: Bytes,
-    pub gas_limit: u64,
+/// A contract that would deploy a wallet.
+pub struct Factory {
+    pub address: Address,
+    pub is_allowed: bool,
 }
 
 /// A signature and the deployment that it needs.
@@ -97,26 +96,31 @@ impl Chain {
 
     /// The call that carries out an authorization; for a wallet that is not deployed yet, its
     /// deployment and the transfer in one.
-    pub(super) fn settlement_call(
+    pub async fn settlement_call(
         &self,
         authorization: &Authorization,
         signature: &[u8],
-    ) -> Result<SettlementCall, ChainError> {
-        let Some(wrapped) = Wrapped::parse(signature) else {
+    ) -> Result<RelayedCall, ChainError> {
+        let transfer = |signature: &[u8]| {
             let input = authorization.transfer_call(signature);
-            return Ok(SettlementCall { to: self.asset.0, input, gas_limit: GAS_LIMIT });
+            RelayedCall { to: self.asset.0, input, gas_limit: GAS_LIMIT }
         };
+        let Some(wrapped) = Wrapped::parse(signature) else { return Ok(transfer(signature)) };
+        // To make a wallet where one is uses up all the gas there is, and none is left for the transfer.
+        if self.has_code(authorization.from).await? {
+            return Ok(transfer(&wrapped.signature));
+        }
         if !self.allows_factory(wrapped.factory) {
             return Err(ChainError::Reverted(format!("the factory {} is not allowed here", wrapped.factory)));
         }
-        let transfer = authorization.transfer_call(&wrapped.signature);
-        let input = after_deployment(&wrapped, self.asset.0, transfer);
-        Ok(SettlementCall { to: MULTICALL3, input, gas_limit: DEPLOY_GAS })
+        let input = after_deployment(&wrapped, self.asset.0, transfer(&wrapped.signature).input);
+        Ok(RelayedCall { to: MULTICALL3, input, gas_limit: DEPLOY_GAS })
     }
 
-    /// Whether a signature brings its wallet's deployment along, by a factory that is allowed.
-    pub fn deploys_its_wallet(&self, signature: &[u8]) -> bool {
-        Wrapped::parse(signature).is_some_and(|wrapped| self.allows_factory(wrapped.factory))
+    /// The factory by which a signature would have its wallet deployed.
+    pub fn factory_of(&self, signature: &[u8]) -> Option<Factory> {
+        let address = Wrapped::parse(signature)?.factory;
+        Some(Factory { address, is_allowed: self.allows_factory(address) })
     }
 
     fn allows_factory(&self, factory: Address) -> bool {
@@ -141,8 +145,8 @@ impl Chain {
     }
 }
 
-/// The factory's call and then another. A wallet that is deployed by now makes the first one fail,
-/// which is all the same.
+/// The factory's call and then another. Where somebody has deployed the wallet meanwhile, the first
+/// may fail cheaply, which is all the same.
 fn after_deployment(wrapped: &Wrapped, target: Address, call: Bytes) -> Bytes {
     let deploy = abi::Call3 { target: wrapped.factory, allowFailure: true, callData: wrapped.deploy.clone() };
     let then = abi::Call3 { target, allowFailure: false, callData: call };

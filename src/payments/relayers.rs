@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use alloy::primitives::U256;
 
-use crate::chain::{ChainError, Depth};
+use crate::chain::{ChainError, Depth, RelayedCall};
 use crate::id::Wallet;
 use crate::payments::store::{self, OpenTransaction};
 use crate::payments::{PaymentError, Payments, RelayerGas, SWEEP_LIMIT, unpoisoned};
@@ -90,8 +90,8 @@ impl Payments {
             tracing::warn!(tx = %old.hash, "a transaction is stuck at the highest fee allowed");
             return Ok(resent?);
         };
-        let (authorization, signature) = (&payment.authorization, &payment.signature);
-        let signed = match chain.sign(old.relayer, authorization, signature, old.account_nonce, fees) {
+        let settlement = chain.settlement_call(&payment.authorization, &payment.signature).await?;
+        let signed = match chain.sign(old.relayer, settlement, old.account_nonce, fees) {
             Ok(signed) => signed,
             Err(error @ ChainError::UnknownRelayer(_)) => {
                 tracing::warn!(%error, tx = %old.hash, "a stuck transaction cannot be replaced");
@@ -116,7 +116,7 @@ impl Payments {
         // Above what a filler of the look before offered, unless the cap forbids it.
         let fees = chain.replacement_fees(now).await?.unwrap_or(now);
         for nonce in gap.take(usize::try_from(FILLED_AT_ONCE).unwrap_or(usize::MAX)) {
-            chain.broadcast(&chain.sign_filler(relayer, nonce, fees)?.raw).await?;
+            chain.broadcast(&chain.sign(relayer, RelayedCall::nothing(relayer), nonce, fees)?.raw).await?;
         }
         Ok(())
     }

@@ -159,6 +159,7 @@ impl Payments {
         let on_chain =
             i64::try_from(chain.taken_nonces(relayer, Depth::Head).await?).map_err(|_| out_of_range())?;
         let fees = chain.fees().await?;
+        let settlement = chain.settlement_call(&payment.authorization, &payment.signature).await?;
         let signed_before = store::transactions(&self.0.db, payment.id).await?.len();
         let mut tx = self.0.db.begin().await?;
         if !store::advance(&mut tx, payment.id, payment.state, to, None, now).await?
@@ -168,7 +169,7 @@ impl Payments {
         }
         let nonce = store::next_nonce(&mut tx, self.chain_id(), relayer, on_chain).await?;
         let nonce = u64::try_from(nonce).map_err(|_| out_of_range())?;
-        let signed = chain.sign(relayer, &payment.authorization, &payment.signature, nonce, fees)?;
+        let signed = chain.sign(relayer, settlement, nonce, fees)?;
         store::insert_transaction(&mut tx, payment.id, &signed, now).await?;
         failpoint::reached("signing");
         tx.commit().await?;

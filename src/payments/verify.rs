@@ -168,10 +168,14 @@ impl Payments {
         }
         // Of an account with code, or one that gets it on the way, the token asks the code; the
         // simulation does that for us.
-        if self.0.chain.deploys_its_wallet(&payload.signature)
-            || self.0.chain.has_code(authorization.from).await?
-        {
+        if self.is_asked_of_code(payload).await? {
             return Ok(());
+        }
+        if let Some(factory) = self.0.chain.factory_of(&payload.signature) {
+            let factory = factory.address;
+            let sentence =
+                format!("the factory {factory} may not deploy wallets here: deploy the wallet first");
+            return Err(refused(Reason::UnparseableSignature, sentence));
         }
         if payload.signature.len() != 65 {
             return Err(refused(Reason::UnparseableSignature, "the signature is not 65 bytes of r, s and v"));
@@ -186,6 +190,14 @@ impl Payments {
                 self.0.config.chain_id
             ),
         ))
+    }
+
+    /// Whether it is a contract's word that counts for the signature, and not a key.
+    async fn is_asked_of_code(&self, payload: &Payload) -> Result<bool, ChainError> {
+        let chain = &self.0.chain;
+        let factory = chain.factory_of(&payload.signature);
+        Ok(factory.is_some_and(|factory| factory.is_allowed)
+            || chain.has_code(payload.authorization.from).await?)
     }
 
     /// Finds out why the transfer would revert. If somebody else has carried it out already, the
@@ -213,17 +225,22 @@ impl Payments {
             }
             return Ok(from_block);
         }
+        // A key's signature was checked before; a contract's is looked at only now, and before the
+        // balance, as in the token.
+        let hash = authorization.signing_hash(chain.domain());
+        if self.is_asked_of_code(payload).await?
+            && !chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
+        {
+            let from = authorization.from;
+            let sentence =
+                format!("the contract of the wallet {from} does not take the signature for its own ({why})");
+            return Err(refused(Reason::InvalidSignature, sentence));
+        }
         let balance = chain.token_balance(authorization.from).await?;
         if balance < authorization.value {
             return Err(refused(
                 Reason::InsufficientBalance,
                 format!("{} holds {balance} micro-USDC on this network", authorization.from),
-            ));
-        }
-        if chain.has_code(authorization.from).await? {
-            return Err(refused(
-                Reason::InvalidSignature,
-                format!("the wallet's contract, or the token, refuses the authorization ({why})"),
             ));
         }
         Err(refused(Reason::SimulationFailed, format!("the token refuses the transfer ({why})")))

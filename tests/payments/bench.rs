@@ -123,6 +123,12 @@ impl Bench {
         self.chain.rpc("eth_getTransactionCount", json!([self.relayer.address(), "latest"])).await
     }
 
+    /// What was sent here was refused before it cost anything.
+    pub async fn assert_untouched(&self) {
+        assert_eq!(self.books.number("SELECT COUNT(*) AS n FROM payments").await, 0);
+        assert_eq!(self.sent_by_relayer().await, "0x0");
+    }
+
     /// Somebody else carries an authorization out.
     pub async fn front_run(&self, payload: &Payload) -> String {
         self.chain.send(BYSTANDER, USDC, &transfer_call(payload)).await
@@ -130,8 +136,12 @@ impl Bench {
 
     /// A transaction that is mined before those that wait, with the next block.
     pub async fn send_dearly(&self, from: Address, data: String) {
+        self.send_dearly_to(from, USDC, data).await;
+    }
+
+    pub async fn send_dearly_to(&self, from: Address, to: Address, data: String) {
         let call = json!([{
-            "from": from, "to": USDC, "data": data, "gas": "0x40000",
+            "from": from, "to": to, "data": data, "gas": "0x100000",
             "maxFeePerGas": "0x2540be40000", "maxPriorityFeePerGas": "0x174876e8000",
         }]);
         self.chain.rpc("eth_sendTransaction", call).await;
@@ -220,7 +230,11 @@ impl Node {
     }
 
     pub async fn balance_of(&self, payer: &TestWallet) -> i64 {
-        let balance = self.ledger.balance(Wallet(payer.address())).await.unwrap();
+        self.balance_at(payer.address()).await
+    }
+
+    pub async fn balance_at(&self, address: Address) -> i64 {
+        let balance = self.ledger.balance(Wallet(address)).await.unwrap();
         assert_eq!(balance.locked, MicroUsdc::ZERO);
         balance.balance.get()
     }
@@ -240,7 +254,11 @@ impl Node {
 }
 
 pub fn payload(authorization: &Authorization) -> Payload {
-    Payload::parse(authorization.sign().v2_header().as_bytes()).unwrap()
+    signed_payload(authorization, &authorization.signature())
+}
+
+pub fn signed_payload(authorization: &Authorization, signature: &[u8]) -> Payload {
+    Payload::parse(authorization.with_signature(signature).v2_header().as_bytes()).unwrap()
 }
 
 pub fn transfer_call(payload: &Payload) -> String {

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use alloy::primitives::{Address, address};
+use alloy::primitives::{Address, Bytes, address};
 use serde_json::{Value, json};
 
 use super::process::Process;
@@ -87,7 +87,12 @@ impl TestChain {
     /// Sends a transaction from an account that anvil signs for, and waits until it is mined.
     /// Answers its hash. It must succeed.
     pub async fn send(&self, from: Address, to: Address, data: &str) -> String {
-        let call = json!([{"from": from, "to": to, "data": data, "gas": "0x100000"}]);
+        self.send_transaction(json!({"from": from, "to": to, "data": data, "gas": "0x100000"})).await
+    }
+
+    /// The same for any transaction that anvil takes.
+    pub async fn send_transaction(&self, transaction: Value) -> String {
+        let call = json!([transaction]);
         // anvil counts the account's nonces itself, and of two tests that send at once gives both one.
         let hash = eventually("anvil takes the transaction", async || {
             match self.try_rpc("eth_sendTransaction", call.clone()).await {
@@ -127,6 +132,12 @@ impl TestChain {
         let call = json!([{"to": USDC, "data": format!("0x70a08231{}", word(wallet))}, "latest"]);
         let answer = self.rpc("eth_call", call).await;
         u64::from_str_radix(answer.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// The code at an address: empty where there is none.
+    pub async fn code_of(&self, address: Address) -> Bytes {
+        let code = self.rpc("eth_getCode", json!([address, "latest"])).await;
+        code.as_str().unwrap().parse().unwrap()
     }
 
     /// 100 ETH, for gas.

@@ -6,6 +6,7 @@ pub mod gateway;
 pub mod model_server;
 pub mod postgres;
 pub mod process;
+pub mod smart_wallets;
 pub mod upstream;
 pub mod wallet;
 

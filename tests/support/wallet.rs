@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use alloy::primitives::{Address, B256, U256};
+use alloy::primitives::{Address, B256, U256, eip191_hash_message};
 use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{Eip712Domain, SolStruct as _};
@@ -52,6 +52,10 @@ impl TestWallet {
     /// Signs a text as wallets do (EIP-191).
     pub fn sign_text(&self, text: &str) -> String {
         format!("0x{}", hex::encode(self.signer.sign_message_sync(text.as_bytes()).unwrap().as_bytes()))
+    }
+
+    pub fn sign_hash(&self, hash: B256) -> Vec<u8> {
+        self.signer.sign_hash_sync(&hash).unwrap().as_bytes().to_vec()
     }
 
     /// A message that signs this wallet in at `host:port`, to be changed and then signed.
@@ -119,8 +123,14 @@ impl Siwe {
     }
 
     pub fn sign(&self) -> SignedIn {
+        self.sign_with(|hash| self.wallet.sign_hash(hash))
+    }
+
+    /// Signed by other means than the wallet's key, over the hash of the text (EIP-191).
+    pub fn sign_with(&self, sign: impl FnOnce(B256) -> Vec<u8>) -> SignedIn {
         let message = self.text();
-        SignedIn { signature: self.wallet.sign_text(&message), message }
+        let signature = format!("0x{}", hex::encode(sign(eip191_hash_message(&message))));
+        SignedIn { message, signature }
     }
 }
 
@@ -166,7 +176,8 @@ pub struct Authorization {
 }
 
 impl Authorization {
-    pub fn signature(&self) -> Vec<u8> {
+    /// What the payer signs: the hash of the typed data (EIP-712).
+    pub fn hash(&self) -> B256 {
         let number = |text: &str| U256::from_str_radix(text, 10).unwrap_or_default();
         let domain = Eip712Domain::new(
             Some(Cow::Owned(self.domain_name.clone())),
@@ -183,7 +194,11 @@ impl Authorization {
             validBefore: number(&self.valid_before),
             nonce: self.nonce,
         };
-        self.wallet.signer.sign_hash_sync(&message.eip712_signing_hash(&domain)).unwrap().as_bytes().to_vec()
+        message.eip712_signing_hash(&domain)
+    }
+
+    pub fn signature(&self) -> Vec<u8> {
+        self.wallet.sign_hash(self.hash())
     }
 
     pub fn sign(&self) -> SignedPayment {
