@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use farebox::app::App;
 use farebox::audit;
-use farebox::chain::Chain;
+use farebox::chain::{Chain, TokenCheckError};
 use farebox::clock::Clock;
 use farebox::config::{self, Config, DEFAULT_PATH, RELAYER_KEY};
 use farebox::db::{Access, Db};
@@ -164,6 +164,11 @@ async fn run_audit(path: &Path) -> Result<(), Failure> {
     let db = Db::open(&config.database_url, Access::Inspect).await?;
     farebox::install_crypto();
     let chain = Chain::new(&config.payments, Clock::System)?;
+    // No endpoint is asked for anything before it was seen to serve the right chain. One that cannot
+    // be reached leaves that part of the report out.
+    if let Err(TokenCheckError::Mismatch(mismatch)) = chain.check_token().await {
+        return Err(mismatch.into());
+    }
     let report = audit::run(&db, Some((&chain, config.payments.pay_to))).await?;
     print!("{report}");
     if report.has_drift() {
