@@ -16,7 +16,8 @@ test:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} cargo test --release
 
-# 500 kills of the gateway in mid-settlement on each database, and what became of the payments.
+# 500 kills in mid-settlement on each database, of the gateway and of PostgreSQL itself, and what became of
+# the payments.
 torture:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} TORTURE_KILLS=$${TORTURE_KILLS:-500} \

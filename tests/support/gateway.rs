@@ -186,6 +186,11 @@ impl Gateway {
         self.process.kill_9();
     }
 
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process.has_ended()
+    }
+
     /// Asks it to stop; does not wait.
     pub fn terminate(&self) {
         self.process.terminate();
@@ -217,13 +222,20 @@ impl Gateway {
 
     /// Runs `farebox SUBCOMMAND` on this gateway's configuration.
     pub fn run(&self, subcommand: &str) -> Output {
-        command(&self.setup, self.directory.path(), subcommand).output().unwrap()
+        self.run_with(&[subcommand])
     }
 
-    /// `farebox audit`, which must find no drift.
+    /// Runs `farebox ARGS` on this gateway's configuration.
+    pub fn run_with(&self, args: &[&str]) -> Output {
+        command(&self.setup, self.directory.path(), args).output().unwrap()
+    }
+
+    /// `farebox audit`, which must find no drift and leave nothing out.
     pub fn audit(&self) {
         let audit = self.run("audit");
         assert!(audit.status.success(), "farebox audit: {audit:#?}");
+        let report = String::from_utf8(audit.stdout).unwrap();
+        assert!(!report.contains("skipped"), "{report}");
     }
 
     pub fn request(&self, method: Method, path: &str) -> Call {
@@ -335,15 +347,16 @@ impl Drop for Gateway {
 }
 
 fn launch(setup: &Setup, directory: &Path, host: &str) -> Result<Process, String> {
-    let mut process = Process::spawn("farebox", &mut command(setup, directory, "serve"));
+    let mut process = Process::spawn("farebox", &mut command(setup, directory, &["serve"]));
     let ready = format!("farebox listens on http://{host}");
     process.wait_for_line(PATIENCE, |line| line == ready).map(|_| process)
 }
 
-fn command(setup: &Setup, directory: &Path, subcommand: &str) -> Command {
+fn command(setup: &Setup, directory: &Path, args: &[&str]) -> Command {
     let mut command = farebox_command();
     command
-        .args([subcommand, "--config"])
+        .args(args)
+        .arg("--config")
         .arg(directory.join("farebox.toml"))
         .env("FAREBOX_RELAYER_KEY", setup.relayer.private_key())
         .env("UPSTREAM_KEY", UPSTREAM_KEY)

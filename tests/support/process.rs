@@ -80,6 +80,10 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
     /// Waits for its end. What else the test runs, an upstream say, runs on meanwhile.
     pub async fn wait(&mut self, within: Duration) -> ExitStatus {
         let deadline = Instant::now() + within;
