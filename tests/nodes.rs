@@ -1,13 +1,17 @@
 //! Two gateways on one PostgreSQL database: the account is one, whichever of them is asked.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::chain::TestChain;
 use crate::support::gateway::{Answer, Customer, DEAR, Gateway, Setup, ask, micro};
-use crate::support::postgres::fresh_database;
+use crate::support::postgres::{Postgres, fresh_database};
+use crate::support::upstream::{Script, ScriptedUpstream, completion, usage};
 use crate::support::wallet::TestWallet;
+use crate::support::{PATIENCE, eventually};
 
 async fn two_nodes() -> (Gateway, Gateway) {
     let setup = Setup { database_url: Some(fresh_database().await), ..Setup::usual() };
@@ -90,6 +94,61 @@ async fn a_payment_sent_to_both_nodes_at_once_is_one_topup() {
 }
 
 #[tokio::test]
+async fn a_hundred_times_one_payment_at_two_nodes_is_one_transfer() {
+    a_hundred_times_one_payment(Some(fresh_database().await), 2).await;
+}
+
+#[tokio::test]
+async fn a_hundred_times_one_payment_at_one_node_is_one_transfer() {
+    a_hundred_times_one_payment(None, 1).await;
+}
+
+/// No block is made until the transfer is on its way, so that the hundred overlap.
+async fn a_hundred_times_one_payment(database_url: Option<String>, nodes: usize) {
+    let chain = Arc::new(TestChain::start());
+    let setup = Setup { database_url, ..Setup::new(&chain, "http://127.0.0.1:9/v1") };
+    let mut gateways = Vec::new();
+    for _ in 0..nodes {
+        gateways.push(Gateway::start_with(setup.clone()).await);
+    }
+    let wallet = TestWallet::random();
+    chain.mint(wallet.address(), micro("5")).await;
+    let payment = wallet.authorization(setup.pay_to, micro("5")).sign().v2_header();
+    let send = async |number: usize| {
+        let call = gateways[number % nodes].post("/v1/topup").json(&json!({"amount": 5}));
+        call.header("x-payment", &payment).send().await
+    };
+    chain.set_automine(false).await;
+    let (answers, ()) = tokio::join!(futures_util::future::join_all((0..100).map(&send)), async {
+        chain.transaction_in_the_pool().await;
+        chain.mine(1).await;
+        chain.set_automine(true).await;
+    });
+
+    let mut bodies = HashSet::new();
+    for (number, mut answer) in answers.into_iter().enumerate() {
+        let deadline = Instant::now() + PATIENCE;
+        while answer.status == 202 {
+            assert_eq!(answer.json()["status"], "pending", "{answer:?}");
+            assert!(Instant::now() < deadline, "a payment stays pending: {answer:?}");
+            answer = send(number).await;
+        }
+        let answer = answer.expect(200);
+        let receipt = answer.decoded("payment-response");
+        assert_eq!((&receipt["success"], &receipt["payer"]), (&json!(true), &json!(wallet.shown())));
+        assert_eq!(receipt["transaction"], answer.json()["tx_hash"]);
+        bodies.insert(answer.text());
+    }
+    assert_eq!(bodies.len(), 1, "{bodies:?}");
+    assert_eq!(chain.sent_by(setup.relayer.address()).await, 1, "transactions of the relayer");
+    assert_eq!(chain.usdc_of(setup.pay_to).await, micro("5"));
+    for gateway in &gateways {
+        assert_eq!(gateway.balance(&wallet).await.balance, micro("5"));
+    }
+    gateways[0].audit();
+}
+
+#[tokio::test]
 async fn a_living_node_keeps_the_holds_of_its_streams_while_another_starts() {
     let upstream = crate::support::upstream::ScriptedUpstream::start().await;
     let chain = crate::support::chain::TestChain::shared();
@@ -136,4 +195,63 @@ async fn a_gateway_that_lost_its_database_says_so() {
             );
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_gateway_outlives_its_database() {
+    let mut server = Postgres::durable().await;
+    let upstream = ScriptedUpstream::start().await;
+    let chain = TestChain::shared();
+    let database_url = Some(server.fresh_database().await);
+    let mut gateway =
+        Gateway::start_with(Setup { database_url, ..Setup::new(&chain, &upstream.base_url) }).await;
+    let customer = gateway.customer("1").await;
+    let payer = TestWallet::random();
+    chain.mint(payer.address(), micro("2")).await;
+    let payment = payer.authorization(gateway.setup.pay_to, micro("2")).sign().v2_header();
+    let pay = || gateway.post("/v1/topup").json(&json!({"amount": 2})).header("x-payment", &payment).send();
+    let answer = Script::json(200, &completion(Some(usage(20, 9))));
+    let hello = ask("Hello");
+
+    // One request is at its provider when the database goes, and has its answer before it is back.
+    upstream.play(Script::held_back(answer.clone()));
+    let (under_way, ()) = tokio::join!(gateway.chat(&customer, &hello), async {
+        eventually("the request has reached its provider", async || {
+            (!upstream.received().is_empty()).then_some(())
+        })
+        .await;
+        server.kill_9();
+        upstream.open_gate();
+        let (chat, requests, key, payment, ready) = tokio::join!(
+            gateway.chat(&customer, &hello),
+            gateway.get("/v1/requests").key(&customer.key).send(),
+            gateway.post("/v1/auth/keys").json(&gateway.sign_in(&payer).body()).send(),
+            pay(),
+            gateway.get("/ready").send(),
+        );
+        for answer in [chat, requests, key] {
+            answer.error(503, "unavailable");
+        }
+        payment.error(503, "payments_unavailable");
+        ready.expect(503);
+        let asked = Instant::now();
+        gateway.get("/health").send().await.expect(200);
+        assert!(asked.elapsed() < Duration::from_secs(1), "{:?}", asked.elapsed());
+        server.restart().await;
+    });
+    let under_way = under_way.expect(200);
+    assert_eq!(under_way.number("x-charged-usdc"), 11);
+
+    // With nobody's help it is as it was.
+    eventually("it is ready again", async || {
+        (gateway.get("/ready").send().await.status == 200).then_some(())
+    })
+    .await;
+    assert_eq!(gateway.settled(&customer).await.balance, micro("1") - 11);
+    upstream.play(answer);
+    gateway.chat(&customer, &hello).await.expect(200);
+    assert_eq!(pay().await.expect(200).json()["credited_usdc"], micro("2"));
+    assert_eq!(gateway.balance(&payer).await.balance, micro("2"));
+    gateway.audit();
+    assert!(!gateway.has_ended());
 }

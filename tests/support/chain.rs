@@ -140,6 +140,20 @@ impl TestChain {
         code.as_str().unwrap().parse().unwrap()
     }
 
+    /// How many transactions of an account are in the chain.
+    pub async fn sent_by(&self, account: Address) -> u64 {
+        let count = self.rpc("eth_getTransactionCount", json!([account, "latest"])).await;
+        u64::from_str_radix(count.as_str().unwrap().trim_start_matches("0x"), 16).unwrap()
+    }
+
+    /// Waits until a transaction has been sent that no block holds yet.
+    pub async fn transaction_in_the_pool(&self) {
+        eventually("a transaction waits for its block", async || {
+            (self.rpc("txpool_status", json!([])).await["pending"] != "0x0").then_some(())
+        })
+        .await;
+    }
+
     /// 100 ETH, for gas.
     pub async fn give_gas(&self, to: Address) {
         self.rpc("anvil_setBalance", json!([to, "0x56bc75e2d63100000"])).await;
