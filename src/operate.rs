@@ -23,7 +23,7 @@ pub enum PaymentsCommand {
         /// cancelled or reorged.
         #[arg(long)]
         state: Option<String>,
-        #[arg(long, default_value_t = LISTED)]
+        #[arg(long, default_value_t = LISTED, value_parser = clap::value_parser!(i64).range(1..))]
         limit: i64,
     },
     /// Show one payment and the transactions signed for it.
@@ -37,7 +37,11 @@ pub enum WalletCommand {
     /// Show a wallet's balance, locked amount, debt and last entries.
     Show { wallet: String },
     /// Stop a wallet from making new holds; it is told the reason.
-    Freeze { wallet: String, reason: String },
+    Freeze {
+        wallet: String,
+        #[arg(value_parser = not_blank)]
+        reason: String,
+    },
     /// Let a frozen wallet go on.
     Unfreeze { wallet: String },
     /// Add to a wallet's balance, or take from what is available: an entry, with a reason.
@@ -46,11 +50,17 @@ pub enum WalletCommand {
         wallet: String,
         /// USD, with up to six decimals; below zero it is taken.
         usd: String,
+        #[arg(value_parser = not_blank)]
         reason: String,
         /// Names the adjustment: with the same name it is made once, however often it is asked for.
-        #[arg(long)]
+        #[arg(long, value_parser = not_blank)]
         reference: Option<String>,
     },
+}
+
+/// What is written into the books for people to read must say something.
+fn not_blank(text: &str) -> Result<String, &'static str> {
+    if text.trim().is_empty() { Err("it must not be blank") } else { Ok(text.to_owned()) }
 }
 
 fn failure(message: impl Into<String>) -> Failure {
@@ -148,9 +158,10 @@ pub async fn wallet(path: &Path, command: WalletCommand) -> Result<(), Failure> 
             println!("unfrozen");
         }
         WalletCommand::Adjust { wallet, usd, reason, reference } => {
-            let amount = MicroUsdc::parse_usd(&usd)?;
-            if amount == MicroUsdc::ZERO || reason.trim().is_empty() {
-                return Err(failure("an adjustment needs an amount other than zero, and a reason"));
+            let amount = MicroUsdc::parse_usd(&usd)
+                .map_err(|e| failure(format!("{usd:?} is no amount of USD such as 5 or -0.25: {e}")))?;
+            if amount == MicroUsdc::ZERO {
+                return Err(failure("an adjustment needs an amount other than zero"));
             }
             let reference = reference.unwrap_or_else(|| format!("adj_{}", hex::encode(Entropy.bytes::<8>())));
             let balance = ledger.adjust(wallet.parse()?, amount, &reference, &reason).await?;

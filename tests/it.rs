@@ -14,6 +14,7 @@ mod clients;
 mod contract;
 mod ledger;
 mod nodes;
+mod operate;
 mod payments;
 mod program;
 mod races;

@@ -344,7 +344,7 @@ impl Ledger {
     }
 
     /// The operator's own entry, `amount` added or taken, with the reason on it. `reference` names
-    /// it, so that saying it twice does it once.
+    /// it: the same adjustment again is the same entry, another under its name is a conflict.
     pub async fn adjust(
         &self,
         wallet: Wallet,
@@ -356,6 +356,11 @@ impl Ledger {
         let mut tx = self.db.begin().await?;
         store::ensure_wallet(&mut tx, wallet, now).await?;
         let balance = store::locked_balance(&mut tx, wallet).await?;
+        if let Some(made) = store::find_adjustment(&mut tx, reference).await? {
+            let same = made == (wallet, amount);
+            return if same { Ok(balance) } else { Err(LedgerError::Conflict(reference.to_owned())) };
+        }
+        balance.balance.checked_add(amount).ok_or(LedgerError::OutOfRange)?;
         let taken = negative(amount)?;
         if taken > balance.available() {
             return Err(LedgerError::Insufficient { required: taken, balance });

@@ -421,6 +421,13 @@ pub async fn frozen_reason_in(tx: &mut DbTx, wallet: Wallet) -> Result<Option<St
     tx.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
 }
 
+/// Whose books the adjustment of this name is in, and its amount.
+pub async fn find_adjustment(tx: &mut DbTx, reference: &str) -> Result<Option<(Wallet, MicroUsdc)>, DbError> {
+    let sql = "SELECT wallet, amount_micro FROM entries WHERE kind = 'adjustment' AND reference = $1";
+    let row = tx.row(sql, args![reference]).await?;
+    row.map(|row| Ok((row.wallet("wallet")?, row.micro("amount_micro")?))).transpose()
+}
+
 pub async fn entries_of(db: &Db, wallet: Wallet, limit: i64) -> Result<Vec<Entry>, DbError> {
     let sql = "SELECT * FROM entries WHERE wallet = $1 ORDER BY seq DESC LIMIT $2";
     let read = |row: &DbRow| {
