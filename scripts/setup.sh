@@ -2,7 +2,7 @@
 # Installs what the demo or the tests need beyond Rust, Node and Python; does nothing twice.
 #
 #   scripts/setup.sh demo    the npm packages of tests/clients: a chain, its USDC, a model server, the clients
-#   scripts/setup.sh test    those, the Python clients, a PostgreSQL server, and a chain's state to start tests from
+#   scripts/setup.sh test    those, the Python clients, PostgreSQL, sqlite3, and a chain's state to start tests from
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -59,6 +59,8 @@ python_packages() {
 
 programs_for_tests() {
   command -v curl >/dev/null || install curl
+  # The backup of an SQLite file is rehearsed with it.
+  command -v sqlite3 >/dev/null || install sqlite3
   # The tests start servers of their own: they need the binaries, not the service.
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || install postgresql
 }

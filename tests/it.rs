@@ -18,6 +18,7 @@ mod operate;
 mod payments;
 mod program;
 mod races;
+mod restore;
 mod streams;
 mod structure;
 mod torture;

@@ -4,7 +4,7 @@
 //! 1. version, scheme and network are ones that we offer: our own terms count, not what the client
 //!    says that it accepted;
 //! 2. the receiver is ours and the value is what is asked;
-//! 3. it is valid now, and long enough to be mined;
+//! 3. it is valid now, and long enough to be mined, unless its transfer is in the chain already;
 //! 4. the signature is the payer's, as the token itself will check it;
 //! 5. the transfer, simulated on the pending block, succeeds.
 
@@ -95,7 +95,12 @@ impl Payments {
         if let Some(known) = self.find(payload).await? {
             return self.same_payment(payload, &known).map(|()| known.id);
         }
-        self.check_times(&payload.authorization)?;
+        if let Err(refusal) = self.check_times(&payload.authorization) {
+            // It was carried out in time, if the books have lost it since: then the money is here.
+            if !self.has_arrived(payload).await? {
+                return Err(refusal);
+            }
+        }
         self.check_signature(payload).await?;
         // Another endpoint may be a little ahead of the one that says where the head is.
         let head = self.0.chain.head().await?.number;
@@ -158,6 +163,17 @@ impl Payments {
             return Err(refused(Reason::ValidBefore, sentence));
         }
         Ok(())
+    }
+
+    /// Whether an authorization's transfer is in the chain.
+    async fn has_arrived(&self, payload: &Payload) -> Result<bool, PaymentError> {
+        let (authorization, chain) = (&payload.authorization, &self.0.chain);
+        if !chain.is_nonce_used(authorization.from, authorization.nonce).await? {
+            return Ok(false);
+        }
+        let from_block = chain.head().await?.number.saturating_sub(LOOK_BACK_BLOCKS);
+        let view = chain.sight(authorization, from_block, Depth::Head).await?;
+        Ok(view.sighting.undisputed().is_some())
     }
 
     async fn check_signature(&self, payload: &Payload) -> Result<(), PaymentError> {

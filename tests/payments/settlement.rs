@@ -108,6 +108,31 @@ async fn sent_by_somebody_else_before_we_hear_of_it() {
 }
 
 #[tokio::test]
+async fn carried_out_in_time_and_heard_of_too_late() {
+    each(async |bench| {
+        let node = bench.node().await;
+        let payer = bench.payer(2 * FIVE_USD).await;
+        let mut authorization = bench.authorization(&payer);
+        // Time enough for the chain, and too little for us.
+        authorization.valid_before = (unix_seconds() + 5).to_string();
+        let late = payload(&authorization);
+        assert_eq!(node.refusal(&late).await.0, Reason::ValidBefore);
+        let theirs = bench.front_run(&late).await;
+        let payment = node.pay(&late).await;
+        assert_eq!((payment.state, payment.tx_hash), (State::Credited, Some(theirs)));
+        assert_eq!(node.balance_of(&payer).await, 5_000_000);
+        assert_eq!(bench.sent_by_relayer().await, "0x0");
+        // What the payer has cancelled in time was not carried out.
+        let mut cancelled = bench.authorization(&payer);
+        cancelled.valid_before = (unix_seconds() + 5).to_string();
+        bench.chain.send(BYSTANDER, USDC, &cancel(&payer, cancelled.nonce)).await;
+        assert_eq!(node.refusal(&payload(&cancelled)).await.0, Reason::ValidBefore);
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn sent_by_somebody_else_while_ours_waits_to_be_mined() {
     each(async |bench| {
         let node = bench.node().await;
