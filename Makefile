@@ -1,4 +1,4 @@
-.PHONY: build demo test torture lint
+.PHONY: build demo test torture topups lint
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -22,6 +22,12 @@ torture:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} TORTURE_KILLS=$${TORTURE_KILLS:-500} \
 		cargo test --release --test it -- torture:: --nocapture --test-threads=1
+
+# 50 top-ups at once and 50 one after another, on a chain that makes a block a second.
+topups:
+	scripts/setup.sh test
+	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} TOPUPS_IN_SEQUENCE=50 \
+		cargo test --release --test it -- pipeline --nocapture
 
 lint:
 	cargo fmt --check

@@ -67,6 +67,19 @@ fn failure(message: impl Into<String>) -> Failure {
     Failure { status: 1, message: message.into() }
 }
 
+/// An address as somebody has typed it: where it is in mixed case, that is its checksum (EIP-55).
+fn wallet_of(text: &str) -> Result<Wallet, Failure> {
+    let wallet: Wallet = text.parse()?;
+    let is_mixed = |text: &str| {
+        text.contains(|c: char| c.is_ascii_lowercase()) && text.contains(|c: char| c.is_ascii_uppercase())
+    };
+    let digits = text.get(2..).unwrap_or_default();
+    if is_mixed(digits) && wallet.to_string().get(2..) != Some(digits) {
+        return Err(failure(format!("the checksum of {text} is wrong: it was mistyped")));
+    }
+    Ok(wallet)
+}
+
 async fn open(path: &Path) -> Result<Db, Failure> {
     let config = load(path)?;
     Ok(Db::open(&config.database_url, Access::Inspect).await?)
@@ -129,7 +142,7 @@ pub async fn wallet(path: &Path, command: WalletCommand) -> Result<(), Failure> 
     let ledger = Ledger::new(open(path).await?, Clock::System, "operator".into());
     match command {
         WalletCommand::Show { wallet } => {
-            let wallet: Wallet = wallet.parse()?;
+            let wallet = wallet_of(&wallet)?;
             let balance = ledger.balance(wallet).await?;
             println!("wallet      {wallet}");
             println!("balance     {} USDC", balance.balance.to_usd());
@@ -150,11 +163,11 @@ pub async fn wallet(path: &Path, command: WalletCommand) -> Result<(), Failure> 
             }
         }
         WalletCommand::Freeze { wallet, reason } => {
-            ledger.freeze(wallet.parse()?, Some(reason)).await?;
+            ledger.freeze(wallet_of(&wallet)?, Some(reason)).await?;
             println!("frozen: no new hold is made; what is held already is settled");
         }
         WalletCommand::Unfreeze { wallet } => {
-            ledger.freeze(wallet.parse()?, None).await?;
+            ledger.freeze(wallet_of(&wallet)?, None).await?;
             println!("unfrozen");
         }
         WalletCommand::Adjust { wallet, usd, reason, reference } => {
@@ -164,7 +177,7 @@ pub async fn wallet(path: &Path, command: WalletCommand) -> Result<(), Failure> 
                 return Err(failure("an adjustment needs an amount other than zero"));
             }
             let reference = reference.unwrap_or_else(|| format!("adj_{}", hex::encode(Entropy.bytes::<8>())));
-            let balance = ledger.adjust(wallet.parse()?, amount, &reference, &reason).await?;
+            let balance = ledger.adjust(wallet_of(&wallet)?, amount, &reference, &reason).await?;
             println!("{reference}: the balance is {} USDC now", balance.balance.to_usd());
         }
     }

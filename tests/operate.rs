@@ -280,6 +280,11 @@ async fn an_adjustment_is_one_entry_and_takes_no_more_than_there_is() {
         let (_, sentence) = refused(gateway, &["wallet", "adjust", "0x12", "1", "why"]);
         assert!(sentence.contains("not an address"), "{sentence}");
         refused(gateway, &["wallet", "show", "me"]);
+        // One letter's case is another: the checksum tells.
+        let mistyped = "0xD8dA6BF26964aF9D7eEd9e03E53415D37aA96045";
+        let (_, sentence) = refused(gateway, &["wallet", "adjust", mistyped, "1", "why"]);
+        assert!(sentence.contains("checksum"), "{sentence}");
+        said(gateway, &["wallet", "show", "0xd8dA6BF26964aF9D7eEd9e03E53415D37aA96045"]);
 
         let shown = said(gateway, &["wallet", "show", &wallet]);
         let entries: Vec<_> = shown.lines().skip(6).collect();

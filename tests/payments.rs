@@ -5,6 +5,7 @@ mod chain_events;
 mod faults;
 mod faulty_rpc;
 mod journal_model;
+mod pipeline;
 mod reconciliation;
 mod relayers;
 mod reorgs;

@@ -137,7 +137,10 @@ impl Payments {
 
     /// Signs the transaction and keeps its bytes, before anybody sees them.
     async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        if payment.created_at.plus_seconds(FRESH_SECONDS) < self.0.clock.now() {
+        // One that has come back here says why.
+        let is_fresh = payment.last_error.is_none()
+            && payment.created_at.plus_seconds(FRESH_SECONDS) >= self.0.clock.now();
+        if !is_fresh {
             // Somebody else may have sent it, it may have expired, or no longer go through.
             if let Some(step) = self.look(payment).await? {
                 return Ok(step);

@@ -76,22 +76,30 @@ pub struct InFlight {
     pub value: MicroUsdc,
 }
 
-const SELECT_IN_FLIGHT: &str = "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value
-     FROM payments WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')";
-
-fn read_in_flight(row: Option<DbRow>) -> Result<InFlight, DbError> {
+pub async fn in_flight(tx: &mut DbTx, wallet: Wallet) -> Result<InFlight, DbError> {
+    let row = tx
+        .row(
+            "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
+            args![wallet],
+        )
+        .await?;
     match row {
         Some(row) => Ok(InFlight { count: row.int("n")?, value: row.micro("value")? }),
         None => Ok(InFlight { count: 0, value: MicroUsdc::ZERO }),
     }
 }
 
-pub async fn in_flight(db: &Db, wallet: Wallet) -> Result<InFlight, DbError> {
-    read_in_flight(db.row(SELECT_IN_FLIGHT, args![wallet]).await?)
-}
-
-pub async fn in_flight_in(tx: &mut DbTx, wallet: Wallet) -> Result<InFlight, DbError> {
-    read_in_flight(tx.row(SELECT_IN_FLIGHT, args![wallet]).await?)
+/// They themselves: there are never many.
+pub async fn unfinished_of(db: &Db, wallet: Wallet) -> Result<Vec<Payment>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT * FROM payments
+             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
+            args![wallet],
+        )
+        .await?;
+    rows.iter().map(read).collect()
 }
 
 pub async fn find(

@@ -15,6 +15,7 @@ use alloy::primitives::U256;
 
 use crate::chain::{self, Authorization, ChainError, Depth, Sighting};
 use crate::failpoint;
+use crate::id::Wallet;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, InFlight, NewPayment};
 use crate::payments::wire::{Payload, Reason};
@@ -123,12 +124,12 @@ impl Payments {
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
         let from = payload.authorization.from;
-        let in_flight = store::in_flight(&self.0.db, from).await?;
-        let held = if in_flight.count > 0 { Some(self.0.chain.token_balance(from).await?) } else { None };
+        // For what somebody else has carried out nothing need be held any more.
+        let held = if state == State::Verified { self.held_for_payments(from, value).await? } else { None };
         let mut tx = self.0.db.begin().await?;
         if let Some(id) = store::insert(&mut tx, &new, self.0.clock.now()).await? {
             // Numbering payments orders those who insert, so each sees all that came before it.
-            let in_flight = store::in_flight_in(&mut tx, from).await?;
+            let in_flight = store::in_flight(&mut tx, from).await?;
             check_in_flight(&in_flight, held)?;
             let since = self.0.clock.now().plus_seconds(-DAY_SECONDS);
             if store::sent_in_vain(&mut tx, from, since).await? >= MAX_SENT_IN_VAIN {
@@ -145,6 +146,27 @@ impl Payments {
             Some(known) => self.same_payment(payload, &known).map(|()| known.id),
             None => Err(unavailable("the payment was not written down")),
         }
+    }
+
+    /// What a wallet holds, and what of its payments under way has left it already: together that must
+    /// cover them all. `None` while there is none but the new one, which the simulation has covered.
+    async fn held_for_payments(&self, from: Wallet, new: MicroUsdc) -> Result<Option<U256>, PaymentError> {
+        let under_way = store::unfinished_of(&self.0.db, from).await?;
+        if under_way.is_empty() {
+            return Ok(None);
+        }
+        // Read before the nonces: what leaves in between is counted twice rather than missed.
+        let mut held = self.0.chain.token_balance(from).await?;
+        let promised = under_way.iter().map(|payment| payment.authorization.value).sum::<U256>();
+        if held < promised + units(new) {
+            for payment in under_way {
+                let authorization = &payment.authorization;
+                if self.0.chain.is_nonce_used(from, authorization.nonce).await? {
+                    held += authorization.value;
+                }
+            }
+        }
+        Ok(Some(held))
     }
 
     fn check_times(&self, authorization: &Authorization) -> Result<(), PaymentError> {
@@ -267,16 +289,23 @@ fn unavailable(why: &str) -> PaymentError {
     PaymentError::Unavailable(why.to_owned())
 }
 
+/// An amount as the token counts it.
+fn units(amount: MicroUsdc) -> U256 {
+    u64::try_from(amount.get()).map(U256::from).unwrap_or(U256::MAX)
+}
+
 /// A wallet can authorise the same coins many times over, and each would be sent at our expense.
 fn check_in_flight(in_flight: &InFlight, held: Option<U256>) -> Result<(), PaymentError> {
     if in_flight.count > MAX_UNFINISHED {
         return Err(PaymentError::TooManyUnfinished);
     }
-    let promised = u64::try_from(in_flight.value.get()).map(U256::from).unwrap_or(U256::MAX);
+    let promised = units(in_flight.value);
     match held {
         Some(held) if in_flight.count > 1 && held < promised => Err(refused(
             Reason::InsufficientBalance,
-            format!("{promised} micro-USDC are authorised in payments not finished yet, and {held} are held"),
+            format!(
+                "{promised} micro-USDC are authorised in payments not finished yet, and {held} are there"
+            ),
         )),
         _ => Ok(()),
     }
