@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::auth::{Keys, Siwe};
+use crate::claims::KeptAnswers;
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::db::{Access, Db, DbError};
@@ -44,6 +45,7 @@ pub struct Parts {
     pub payments: Payments,
     pub siwe: Siwe,
     pub keys: Keys,
+    pub kept: KeptAnswers,
     pub metering: Metering,
 }
 
@@ -71,7 +73,15 @@ impl App {
             return Err(StartError::TokenMismatch(why));
         }
         let providers = Providers::new(&config.providers)?;
-        let metering = Metering::new(ledger.clone(), providers, clock.clone(), tasks.clone(), config.markup);
+        let kept = KeptAnswers::new(db.clone(), clock.clone());
+        let metering = Metering::new(
+            ledger.clone(),
+            kept.clone(),
+            providers,
+            clock.clone(),
+            tasks.clone(),
+            config.markup,
+        );
         let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, Arc::clone(payments.chain()));
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
         let app = Self(Arc::new(Parts {
@@ -84,6 +94,7 @@ impl App {
             payments,
             siwe,
             keys,
+            kept,
             metering,
         }));
         app.run_services();
@@ -125,6 +136,9 @@ impl App {
     async fn keep_house(&self) {
         if let Err(error) = self.siwe.forget_stale().await {
             tracing::warn!(%error, "forgetting stale nonces failed; it is tried again");
+        }
+        if let Err(error) = self.kept.forget_old().await {
+            tracing::warn!(%error, "forgetting old answers failed; it is tried again");
         }
         if let Err(error) = crate::telemetry::update_gauges(self).await {
             tracing::warn!(%error, "bringing the gauges up to date failed; it is tried again");

@@ -73,6 +73,8 @@ pub struct Payments {
     pub max_topup: MicroUsdc,
     pub confirmations: u64,
     /// Of a wallet's top-ups, how much may be credited before it is final; zero: no ceiling.
+    /// The least that is asked for at once where a request is paid for by itself.
+    pub min_inline: MicroUsdc,
     pub max_unfinalized: MicroUsdc,
     /// The most that is offered for a unit of gas.
     pub max_fee_gwei: u64,
@@ -218,6 +220,8 @@ struct FilePayments {
     max_topup_usd: String,
     #[serde(default = "one")]
     confirmations: u64,
+    #[serde(default = "one_cent")]
+    min_inline_usd: String,
     #[serde(default = "zero_usd")]
     max_unfinalized_usd: String,
     #[serde(default = "ten")]
@@ -228,6 +232,11 @@ struct FilePayments {
 
 fn zero_usd() -> String {
     "0".into()
+}
+
+/// Keeps the gas of a payment in proportion.
+fn one_cent() -> String {
+    "0.01".into()
 }
 
 /// A thousand times what Base usually asks.
@@ -403,6 +412,10 @@ impl FilePayments {
         if self.confirmations == 0 {
             return Err(invalid("payments.confirmations", "must be at least 1, the block it is mined in"));
         }
+        let min_inline = parse_usd("payments.min_inline_usd", &self.min_inline_usd)?;
+        if min_inline <= MicroUsdc::ZERO || min_inline > max_topup {
+            return Err(invalid("payments.min_inline_usd", "must be above 0 and at most max_topup_usd"));
+        }
         let max_unfinalized = parse_usd("payments.max_unfinalized_usd", &self.max_unfinalized_usd)?;
         if max_unfinalized < MicroUsdc::ZERO {
             return Err(invalid("payments.max_unfinalized_usd", "must not be below 0"));
@@ -423,6 +436,7 @@ impl FilePayments {
             min_topup,
             max_topup,
             confirmations: self.confirmations,
+            min_inline,
             max_unfinalized,
             max_fee_gwei: self.max_fee_gwei,
             erc6492_factories: factories.collect::<Result<_, _>>()?,
@@ -667,6 +681,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "min_topup_usd", Kind::Text),
     ("payments", "max_topup_usd", Kind::Text),
     ("payments", "confirmations", Kind::Integer),
+    ("payments", "min_inline_usd", Kind::Text),
     ("payments", "max_unfinalized_usd", Kind::Text),
     ("payments", "max_fee_gwei", Kind::Integer),
     ("payments", "erc6492_factories", Kind::TextList),

@@ -424,6 +424,7 @@ fn migrator(driver: Driver) -> Migrator {
         (2, "auth", include_str!("../migrations/0002_auth.sql")),
         (3, "payments", include_str!("../migrations/0003_payments.sql")),
         (4, "recovery", include_str!("../migrations/0004_recovery.sql")),
+        (5, "pay_per_call", include_str!("../migrations/0005_pay_per_call.sql")),
     ];
     let own = match driver {
         Driver::Sqlite => [

@@ -7,6 +7,7 @@ pub mod app;
 pub mod audit;
 pub mod auth;
 pub mod chain;
+pub mod claims;
 pub mod clock;
 pub mod config;
 pub mod db;

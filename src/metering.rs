@@ -12,9 +12,11 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::auth::Principal;
+use crate::claims::{Claim, Claimed, KeptAnswer, KeptAnswers, Kind, MAX_KEPT_BYTES};
 use crate::clock::Clock;
 use crate::formats::chat::{Answer, Bounds, ChatRequest, Forward, StreamTap};
 use crate::formats::sse::{Event, Splitter};
+use crate::id::Wallet;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use crate::money::{MarkupBps, MicroUsdc};
 use crate::pricing::{self, Charge, Offer, Quote, Reasoning, Terms, Usage};
@@ -31,6 +33,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 const MAX_DRAINS: usize = 64;
 /// How long an answer waits for its settlement while the database is away.
 const SETTLE_WAIT: Duration = Duration::from_secs(15);
+/// The end of a stream that is whole.
+const DONE: &[u8] = b"data: [DONE]\n\n";
 /// The reason on the receipt of a request that our own stop cut off.
 const STOPPED: &str = "gateway_stopped";
 /// A settlement is tried again this often until the database is back.
@@ -52,6 +56,29 @@ pub enum MeteringError {
     SettlementLate,
     #[error("the server is stopping")]
     Stopping,
+    /// Another request has the order's name: this one, if it asks for the same, is answered as that one.
+    #[error("request {} has this name", .0.request_id)]
+    Claimed(Claimed),
+}
+
+/// Who asks, and by which names: the request's own, and the one it may be sent again by.
+pub struct Order {
+    pub id: String,
+    pub principal: Principal,
+    pub claim: Option<Claim>,
+}
+
+/// What becomes of a request that is sent again.
+pub enum Replay {
+    /// It is still being run.
+    Running,
+    /// It was run and charged, and its answer is not kept.
+    NotKept {
+        charged: MicroUsdc,
+    },
+    Answer(PaidAnswer),
+    /// The whole stream as it was sent.
+    Stream(Bytes),
 }
 
 /// A whole answer and what was charged for it.
@@ -64,6 +91,7 @@ pub struct PaidAnswer {
 #[derive(Clone)]
 pub struct Metering {
     ledger: Ledger,
+    kept: KeptAnswers,
     providers: Providers,
     clock: Clock,
     tasks: Tasks,
@@ -80,16 +108,22 @@ struct Quoted {
 }
 
 impl Metering {
-    pub fn new(ledger: Ledger, providers: Providers, clock: Clock, tasks: Tasks, markup: MarkupBps) -> Self {
-        Self { ledger, providers, clock, tasks, markup, drains: Arc::new(Semaphore::new(MAX_DRAINS)) }
+    pub fn new(
+        ledger: Ledger,
+        kept: KeptAnswers,
+        providers: Providers,
+        clock: Clock,
+        tasks: Tasks,
+        markup: MarkupBps,
+    ) -> Self {
+        Self { ledger, kept, providers, clock, tasks, markup, drains: Arc::new(Semaphore::new(MAX_DRAINS)) }
     }
 
     /// Runs a request to its whole answer. The answer is settled when this returns; the request is
     /// run and settled also when the future is dropped.
     pub async fn answer(
         &self,
-        id: String,
-        principal: Principal,
+        order: Order,
         request: &ChatRequest<'_>,
         bounds: Bounds,
         offer: &Offer,
@@ -98,7 +132,7 @@ impl Metering {
         let body = request.upstream_body(offer);
         let quoted = self.quote(bounds, offer)?;
         let model = request.model.clone();
-        let begin = self.clone().begin(id, principal, quoted);
+        let begin = self.clone().begin(order, quoted);
         let run = async move {
             let open = begin.await?;
             answer_whole(open, &upstream, body, &model).await
@@ -110,8 +144,7 @@ impl Metering {
     /// receiver then yields what the client gets, and the last event comes after the settlement.
     pub async fn stream(
         &self,
-        id: String,
-        principal: Principal,
+        order: Order,
         request: &ChatRequest<'_>,
         bounds: Bounds,
         offer: &Offer,
@@ -120,7 +153,7 @@ impl Metering {
         let body = request.upstream_body(offer);
         let quoted = self.quote(bounds, offer)?;
         let tap = StreamTap::new(&request.model, request.wants_usage, request.choices());
-        let begin = self.clone().begin(id, principal, quoted);
+        let begin = self.clone().begin(order, quoted);
         let metering = self.clone();
         let (head, begun) = oneshot::channel();
         self.tasks.spawn(async move {
@@ -143,12 +176,44 @@ impl Metering {
                 Ok(answer) => {
                     let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
                     drop(head.send(Ok(events)));
-                    let stream = LiveStream { answer, splitter: Splitter::default(), tap, client, open };
+                    let sent = open.kept.is_some().then(Vec::new);
+                    let stream =
+                        LiveStream { answer, splitter: Splitter::default(), tap, client, sent, open };
                     metering.pump(stream).await;
                 }
             }
         });
         begun.await.unwrap_or(Err(MeteringError::Stopping))
+    }
+
+    /// What a request can cost at most.
+    pub fn price(&self, bounds: Bounds, offer: &Offer) -> Result<MicroUsdc, MeteringError> {
+        Ok(self.quote(bounds, offer)?.quote.amount)
+    }
+
+    /// What becomes of a request whose order was claimed before, by a request of the same wallet.
+    pub async fn replay(&self, wallet: Wallet, request_id: &str) -> Result<Replay, MeteringError> {
+        let receipt = match self.ledger.receipt(wallet, request_id).await? {
+            Some(receipt) if receipt.outcome != Outcome::Released => receipt,
+            // Not ended; or it has just come to nothing, and its name is free from now on.
+            _ => return Ok(Replay::Running),
+        };
+        let charged = receipt.charged;
+        let kept = self.kept.find(request_id).await.map_err(LedgerError::from)?;
+        Ok(match kept {
+            None => Replay::NotKept { charged },
+            Some(KeptAnswer { kind: Kind::Stream, body }) => {
+                Replay::Stream([body.as_ref(), DONE].concat().into())
+            }
+            Some(KeptAnswer { kind: Kind::Json, body }) => match Answer::parse(&body) {
+                Ok(answer) => {
+                    let balance = self.ledger.balance(wallet).await?;
+                    let body = answer.render(&receipt.terms.model, charged);
+                    Replay::Answer(PaidAnswer { body, ended: Ended { charged, balance } })
+                }
+                Err(_) => Replay::NotKept { charged },
+            },
+        })
     }
 
     fn upstream(&self, offer: &Offer) -> Result<&OpenAi, MeteringError> {
@@ -165,22 +230,22 @@ impl Metering {
     }
 
     /// Holds what a request can cost at most.
-    async fn begin(
-        self,
-        id: String,
-        principal: Principal,
-        quoted: Quoted,
-    ) -> Result<OpenHold, MeteringError> {
+    async fn begin(self, order: Order, quoted: Quoted) -> Result<OpenHold, MeteringError> {
         let hold = Hold {
-            id,
-            wallet: principal.wallet,
-            api_key_id: principal.api_key_id,
+            id: order.id,
+            wallet: order.principal.wallet,
+            api_key_id: order.principal.api_key_id,
             amount: quoted.quote.amount,
             terms: quoted.terms,
             created_at: self.clock.now(),
         };
-        match self.ledger.hold(&hold).await {
+        let held = match &order.claim {
+            Some(claim) => self.ledger.hold_claimed(&hold, claim).await,
+            None => self.ledger.hold(&hold).await,
+        };
+        match held {
             Ok(_) => {}
+            Err(LedgerError::Claimed(claimed)) => return Err(MeteringError::Claimed(claimed)),
             Err(LedgerError::Insufficient { required, balance }) => {
                 let available = balance.available();
                 let affordable = quoted.quote.affordable_completion(&hold.terms, available);
@@ -200,6 +265,7 @@ impl Metering {
             hold: Some(hold),
             bounds: quoted.bounds,
             may_reason_unseen: quoted.may_reason_unseen,
+            kept: order.claim.map(|_| self.kept),
             ledger: self.ledger,
             tasks: self.tasks,
         })
@@ -214,7 +280,10 @@ impl Metering {
             End::Stopping => (false, Some(STOPPED)),
             End::ClientGone => (self.drain(&mut stream).await, Some("client_gone")),
         };
-        let LiveStream { tap, client, open, .. } = stream;
+        let LiveStream { tap, client, sent, open, .. } = stream;
+        if let (true, Some(sent)) = (is_whole, &sent) {
+            open.keep(Kind::Stream, sent).await;
+        }
         let nothing_came = !tap.delivered_anything() && tap.usage().is_none_or(|usage| usage.completion == 0);
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await
@@ -223,7 +292,7 @@ impl Metering {
             open.settle(delivered, reason, WhenLate::KeepTrying).await
         };
         let last = match (&end, settled) {
-            (End::Complete, Some(_)) => Bytes::from_static(b"data: [DONE]\n\n"),
+            (End::Complete, Some(_)) => Bytes::from_static(DONE),
             (End::Complete, None) => failure_event(&MeteringError::SettlementLate),
             (End::Failed(error), _) => failure_event(error),
             (End::Stopping | End::ClientGone, _) => failure_event(&MeteringError::Stopping),
@@ -244,7 +313,8 @@ impl Metering {
             loop {
                 match stream.next_event().await {
                     Ok(Some(event)) => match stream.tap.event(&event) {
-                        Forward::Send(_) | Forward::Skip => {}
+                        Forward::Send(bytes) => stream.note_sent(&bytes),
+                        Forward::Skip => {}
                         Forward::Done => return true,
                         Forward::Failed | Forward::Nonsense => return false,
                     },
@@ -291,6 +361,7 @@ async fn answer_whole(
         estimated_completion: answer.estimated_completion(),
         is_whole: true,
     };
+    open.keep(Kind::Json, &body).await;
     let settled = open.settle(delivered, None, WhenLate::Release).await;
     let ended = settled.ok_or(MeteringError::SettlementLate)?;
     Ok(PaidAnswer { body: answer.render(model, ended.charged), ended })
@@ -310,10 +381,22 @@ struct LiveStream {
     splitter: Splitter,
     tap: StreamTap,
     client: mpsc::Sender<Bytes>,
+    /// What the client was sent, or would have been: `None` where nobody may ask for it again, or it
+    /// has become too much.
+    sent: Option<Vec<u8>>,
     open: OpenHold,
 }
 
 impl LiveStream {
+    fn note_sent(&mut self, bytes: &[u8]) {
+        if let Some(sent) = &mut self.sent {
+            sent.extend_from_slice(bytes);
+        }
+        if self.sent.as_ref().is_some_and(|sent| sent.len() > MAX_KEPT_BYTES) {
+            self.sent = None;
+        }
+    }
+
     /// Passes events on as they come, no faster than the client takes them.
     async fn forward(&mut self, tasks: &Tasks) -> End {
         let client = self.client.clone();
@@ -335,6 +418,7 @@ impl LiveStream {
                 Forward::Failed => return End::Failed(UpstreamError::BrokeOff),
                 Forward::Nonsense => return End::Failed(UpstreamError::Nonsense),
                 Forward::Send(bytes) => {
+                    self.note_sent(&bytes);
                     let sent = tokio::select! {
                         sent = tokio::time::timeout(CLIENT_STALL, client.send(bytes)) => sent,
                         () = tasks.aborted() => return End::Stopping,
@@ -397,11 +481,21 @@ struct OpenHold {
     hold: Option<Hold>,
     bounds: Bounds,
     may_reason_unseen: bool,
+    /// Where the answer is kept, if it may be asked for again.
+    kept: Option<KeptAnswers>,
     ledger: Ledger,
     tasks: Tasks,
 }
 
 impl OpenHold {
+    /// Keeps an answer before it is settled, if it may be asked for again.
+    async fn keep(&self, kind: Kind, body: &[u8]) {
+        let (Some(kept), Some(hold)) = (&self.kept, &self.hold) else { return };
+        if let Err(error) = kept.keep(&hold.id, kind, body).await {
+            tracing::warn!(request = %hold.id, %error, "an answer is not kept; it cannot be asked for again");
+        }
+    }
+
     /// Ends the hold at the charge for what was used, as far as that is known. `None` if the database
     /// did not take it in time.
     async fn settle(

@@ -71,14 +71,8 @@ pub async fn update_gauges(app: &App) -> Result<(), GaugeError> {
     }
     let up = app.payments.health() == ChainHealth::Ok;
     metrics::gauge!("farebox_chain_up").set(if up { 1.0 } else { 0.0 });
-    for gas in app.payments.gas() {
-        let gwei = i64::try_from(gas.wei / alloy::primitives::U256::from(WEI_PER_GWEI)).unwrap_or(i64::MAX);
-        metrics::gauge!("farebox_relayer_gas_gwei", "relayer" => gas.relayer.to_string()).set(gauge(gwei));
-    }
     Ok(())
 }
-
-const WEI_PER_GWEI: u64 = 1_000_000_000;
 
 /// A gauge is a float in the Prometheus format; it is read by people, and no sum rests on it.
 #[expect(clippy::cast_precision_loss, reason = "shown, never reckoned with")]

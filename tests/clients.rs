@@ -53,6 +53,22 @@ impl House {
     }
 }
 
+/// A house for a wallet that nobody here knows, with a dollar on the chain: what it buys it pays for
+/// with the request. Payer, treasury and ledger must agree to the micro-USDC afterwards.
+async fn buy_without_an_account(program: &mut Command) {
+    let gateway = Gateway::usual().await;
+    let wallet = TestWallet::random();
+    gateway.chain().mint(wallet.address(), micro("1")).await;
+    let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
+    house.run(program);
+    let House { gateway, wallet, .. } = house;
+    let paid = micro("1") - gateway.chain().usdc_of(wallet.address()).await;
+    let charged = gateway.usage_without_key(&wallet).await["total_charged_usdc"].as_u64().unwrap();
+    assert!(charged > 0 && charged < paid);
+    assert_eq!(gateway.balance(&wallet).await.balance, paid - charged, "what was overpaid is the payer's");
+    gateway.audit();
+}
+
 fn shown(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -112,4 +128,26 @@ async fn curl_with_a_payment_header() {
     let mut script = Command::new("bash");
     script.arg("curl_topup.sh");
     House::open().await.run_topup(&mut script).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_v1_for_node_buys_answers() {
+    buy_without_an_account(node("x402_chat.mjs").arg("v1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_v2_for_node_buys_answers() {
+    buy_without_an_account(node("x402_chat.mjs").arg("v2")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_for_python_buys_answers() {
+    buy_without_an_account(&mut python("x402_chat_python.py")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn curl_buys_an_answer() {
+    let mut script = Command::new("bash");
+    script.arg("curl_chat.sh");
+    buy_without_an_account(&mut script).await;
 }

@@ -15,6 +15,7 @@ mod contract;
 mod ledger;
 mod nodes;
 mod operate;
+mod pay_per_call;
 mod payments;
 mod program;
 mod races;

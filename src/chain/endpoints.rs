@@ -157,8 +157,9 @@ impl Endpoints {
         let mut last = none_reached();
         for endpoint in ready.into_iter().chain(aside) {
             match call(endpoint).await {
-                // A refusal may be this endpoint's own, a limit of its plan; a revert is the chain's.
-                Err(error @ (ChainError::Unreachable(_) | ChainError::Refused(_))) => last = error,
+                // A revert is the chain's word; a refusal may be this endpoint's own, a limit of its plan.
+                Err(error @ ChainError::Reverted(_)) => return Err(error),
+                Err(error) => last = error,
                 answered => return answered,
             }
         }

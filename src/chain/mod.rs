@@ -16,7 +16,7 @@ use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
 use alloy::rpc::types::{Filter, TransactionInput, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::SolEvent as _;
+use alloy::sol_types::{SolCall as _, SolEvent as _};
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use std::future::{Future, IntoFuture as _};
@@ -241,10 +241,27 @@ impl Chain {
         self.read_token(&usdc::balanceOfCall { account: wallet.0 }).await
     }
 
-    /// Whether an authorization was used, or cancelled: the token does not tell the two apart.
+    /// Whether an authorization was used, or cancelled: the token does not tell the two apart. Every
+    /// endpoint is asked, and one that says so is enough: a no ends a payment.
     pub async fn is_nonce_used(&self, from: Wallet, nonce: B256) -> Result<bool, ChainError> {
         let call = usdc::authorizationStateCall { authorizer: from.0, nonce };
-        self.read_token_at(&call, BlockId::pending()).await
+        let request = self.token_call(call.abi_encode().into());
+        let asked = self.endpoints.trusted().into_iter().map(|endpoint| {
+            let call = endpoint.rpc.call(request.clone()).block(BlockId::pending());
+            async move { endpoint.call(call.into_future()).await }
+        });
+        let (mut used, mut failed) = (None, none_reached());
+        for asked in futures_util::future::join_all(asked).await {
+            match asked {
+                Ok(output) => {
+                    let says = usdc::authorizationStateCall::abi_decode_returns(&output)
+                        .map_err(|e| ChainError::Nonsense(e.to_string()))?;
+                    used = Some(used.unwrap_or(false) || says);
+                }
+                Err(error) => failed = error,
+            }
+        }
+        used.ok_or(failed)
     }
 
     /// Whether it had been by an earlier block. An endpoint that keeps no state that old is taken to

@@ -18,6 +18,8 @@ const LOG_BLOCKS: u64 = 2_000;
 /// Blocks in which a payment's transfer is looked for: two days on Base, where an authorization is
 /// good for one. A head further on than that is no reason to ask for ever.
 const MAX_BLOCKS: u64 = 100_000;
+/// Endpoints that must say so before a payment is taken to have come to nothing, if so many are there.
+pub const QUORUM: usize = 2;
 /// An endpoint this far past a block has had time to see its logs.
 const PAST_BLOCKS: u64 = 2;
 
@@ -58,6 +60,10 @@ pub struct View {
     pub sighting: Sighting,
     /// The lowest of their newest blocks.
     pub tip: Block,
+    /// How many answered.
+    pub answers: usize,
+    /// Whether enough answered for a no to count: two, where two are configured.
+    pub is_quorate: bool,
 }
 
 struct Answer<'a> {
@@ -97,11 +103,13 @@ impl Chain {
         let Some(tip) = answers.iter().map(|answer| answer.tip).min_by_key(|tip| tip.number) else {
             return Err(failed);
         };
-        Ok(View { sighting: compare(&answers, self.endpoints.configured()), tip })
+        let configured = self.endpoints.configured();
+        let is_quorate = answers.len() >= configured.min(QUORUM);
+        Ok(View { sighting: compare(&answers, configured), tip, answers: answers.len(), is_quorate })
     }
 
-    /// Whether the token's logs say that the authorization's nonce was used, for whatever transfer,
-    /// or cancelled.
+    /// Whether the token's logs say that the authorization's nonce was used, for whatever other
+    /// transfer, or cancelled.
     pub async fn was_spent(
         &self,
         authorization: &Authorization,
@@ -114,8 +122,22 @@ impl Chain {
             .event_signature(events)
             .topic1(authorization.from.0.into_word())
             .topic2(authorization.nonce);
-        let head = self.head().await?.number;
-        Ok(!self.logs(&filter, from_block, head).await?.is_empty())
+        let mut failed = none_reached();
+        for endpoint in self.endpoints.trusted() {
+            let spent = async {
+                let head = self.endpoints.head_of(endpoint).await?.number;
+                let to_block = head.min(from_block.saturating_add(MAX_BLOCKS));
+                let is_used = !endpoint.logs(&filter, from_block, to_block).await?.is_empty();
+                // The same log may be that of the transfer that is looked for.
+                let paid = endpoint.find_transfer(self.asset, authorization, from_block, to_block);
+                Ok(is_used && paid.await?.is_none())
+            };
+            match spent.await {
+                Ok(spent) => return Ok(spent),
+                Err(error) => failed = error,
+            }
+        }
+        Err(failed)
     }
 
     /// Logs from whichever endpoint gives them.

@@ -1,10 +1,9 @@
 //! `POST /v1/chat/completions`.
 
 use axum::body::Body;
-use axum::extract::{FromRequestParts, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::extract::State;
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::Response;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -12,45 +11,74 @@ use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::formats::chat::ChatRequest;
-use crate::http::extract::{KeyCaller, RawBody, RequestId};
-use crate::http::{ApiError, json_bytes, names, set_header, topup};
-use crate::metering::{MeteringError, PaidAnswer};
+use crate::http::extract::{RawBody, RequestId};
+use crate::http::purchase::{Buyer, Sale};
+use crate::http::{ApiError, json_bytes, names, set_header, x402};
+use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
+
+/// Where chat is for sale.
+const PATH: &str = "/v1/chat/completions";
 
 pub async fn completions(
     State(app): State<App>,
-    NoPayment: NoPayment,
-    KeyCaller(caller): KeyCaller,
+    buyer: Buyer,
     RequestId(id): RequestId,
+    headers: HeaderMap,
     RawBody(body): RawBody,
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::parse(&body)?;
     let offer = app.config.catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
     let bounds = request.bounds(offer)?;
-    let explain = |error| explain(&app, &request, error);
-    if request.stream {
-        let events = app.metering.stream(id, caller, &request, bounds, offer).await.map_err(explain)?;
-        return Ok(event_stream(events));
-    }
-    let paid = app.metering.answer(id, caller, &request, bounds, offer).await.map_err(explain)?;
-    Ok(paid_answer(paid))
-}
-
-/// No payment came with the request: one that would not be used must not be passed over in silence.
-pub struct NoPayment;
-
-impl FromRequestParts<App> for NoPayment {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, _: &App) -> Result<Self, ApiError> {
-        let paying = [names::X_PAYMENT, names::PAYMENT_SIGNATURE];
-        if !paying.iter().any(|name| parts.headers.contains_key(name)) {
-            return Ok(Self);
+    let price = app.metering.price(bounds, offer)?;
+    let sale = Sale { path: PATH, description: "One chat completion", price, body: &body };
+    let purchase = match sale.to(&app, buyer, &headers).await? {
+        Ok(purchase) => purchase,
+        Err(payment_required) => return Ok(payment_required),
+    };
+    let order = Order { id, principal: purchase.principal, claim: purchase.claim.clone() };
+    let answered = if request.stream {
+        app.metering.stream(order, &request, bounds, offer).await.map(event_stream)
+    } else {
+        app.metering.answer(order, &request, bounds, offer).await.map(paid_answer)
+    };
+    let response = match answered {
+        Ok(response) => response,
+        Err(MeteringError::Claimed(claimed)) if claimed.is_same_request => {
+            let wallet = purchase.principal.wallet;
+            replayed(app.metering.replay(wallet, &claimed.request_id).await?, &claimed.request_id)?
         }
-        let message = "payments are taken at POST /v1/topup: top up there, then call with an API key; nothing was taken";
-        Err(ApiError::invalid("payment_not_accepted_here", message))
-    }
+        Err(MeteringError::Claimed(_)) => return Err(purchase.name_is_taken()),
+        Err(error) => return Err(explain(&app, &sale, &request, error)),
+    };
+    Ok(purchase.with_receipt(&app, response))
 }
+
+/// The answer to a request that was run before.
+fn replayed(replay: Replay, request_id: &str) -> Result<Response, ApiError> {
+    let mut response = match replay {
+        Replay::Answer(paid) => paid_answer(paid),
+        Replay::Stream(events) => event_stream_of(Body::from(events)),
+        Replay::Running => {
+            let message = format!(
+                "request {request_id}, which this one repeats, is still being run: ask again shortly"
+            );
+            return Err(ApiError::new(StatusCode::CONFLICT, "request_in_progress", message)
+                .with_header(RETRY_AFTER, HeaderValue::from_static("1")));
+        }
+        Replay::NotKept { charged } => {
+            let message = format!(
+                "request {request_id}, which this one repeats, was charged {charged} micro-USDC and its answer is \
+                 not kept: GET /v1/requests/{request_id} has the receipt; to ask anew, send it under a new name"
+            );
+            return Err(ApiError::new(StatusCode::CONFLICT, "answer_not_kept", message));
+        }
+    };
+    response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    Ok(response)
+}
+
+const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 fn unknown_model(id: &str) -> ApiError {
     let shown: String = id.chars().take(100).collect();
@@ -58,8 +86,8 @@ fn unknown_model(id: &str) -> ApiError {
         .with_param("model")
 }
 
-/// An empty balance is answered with the top-up that would cover the request.
-fn explain(app: &App, request: &ChatRequest<'_>, error: MeteringError) -> ApiError {
+/// An empty balance is answered with the payment that would cover the request.
+fn explain(app: &App, sale: &Sale<'_>, request: &ChatRequest<'_>, error: MeteringError) -> ApiError {
     let MeteringError::Insufficient { required, available, affordable } = error else { return error.into() };
     let missing = required.checked_sub(available).unwrap_or(required);
     let affordable = match affordable.and_then(|completion| request.limit_within(completion)) {
@@ -71,8 +99,10 @@ fn explain(app: &App, request: &ChatRequest<'_>, error: MeteringError) -> ApiErr
         required.to_usd(),
         available.to_usd()
     );
-    ApiError::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", message)
-        .with_header(names::PAYMENT_REQUIRED, topup::quote_header(app, missing))
+    ApiError::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", message).with_header(
+        names::PAYMENT_REQUIRED,
+        x402::quote_header(app, &sale.terms(app, missing), "insufficient_balance"),
+    )
 }
 
 fn paid_answer(paid: PaidAnswer) -> Response {
@@ -87,7 +117,11 @@ fn paid_answer(paid: PaidAnswer) -> Response {
 /// Server-sent events, each sent when it is there and buffered by nobody.
 fn event_stream(mut events: mpsc::Receiver<Bytes>) -> Response {
     let events = futures_util::stream::poll_fn(move |context| events.poll_recv(context));
-    let mut response = Response::new(Body::from_stream(events.map(Ok::<_, std::convert::Infallible>)));
+    event_stream_of(Body::from_stream(events.map(Ok::<_, std::convert::Infallible>)))
+}
+
+fn event_stream_of(body: Body) -> Response {
+    let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));

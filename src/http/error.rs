@@ -9,6 +9,7 @@ use serde_json::json;
 use crate::auth::{KeyError, SiweError};
 use crate::db::DbError;
 use crate::formats::chat::BadRequest;
+use crate::http::purchase;
 use crate::ledger::LedgerError;
 use crate::metering::MeteringError;
 use crate::payments::PaymentError;
@@ -207,7 +208,7 @@ impl From<MeteringError> for ApiError {
                 "the answer could not be settled and is withheld; nothing is charged: try again shortly",
             )
             .with_header(RETRY_AFTER, HeaderValue::from_static("5")),
-            MeteringError::Stopping => Self::unavailable(&error),
+            MeteringError::Stopping | MeteringError::Claimed(_) => Self::unavailable(&error),
         }
     }
 }
@@ -227,6 +228,7 @@ impl From<PaymentError> for ApiError {
                 Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_failed_payments", error.to_string())
                     .with_header(RETRY_AFTER, HeaderValue::from_static("3600"))
             }
+            PaymentError::MadeForAnother => purchase::payment_already_used(),
             PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
             PaymentError::Unavailable(cause) => payments_unavailable(
                 &cause,

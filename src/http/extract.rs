@@ -21,6 +21,8 @@ use crate::id::Wallet;
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A signed message, or an amount.
 const SMALL_BODY_BYTES: usize = 64 << 10;
+/// What clients send that pay for each request, where their SDK insists on a key.
+const NO_KEY: &str = "x402";
 const DEFAULT_PAGE: i64 = 20;
 const LARGEST_PAGE: i64 = 100;
 
@@ -39,16 +41,12 @@ impl FromRequestParts<App> for RequestId {
 /// The caller, proved by an API key.
 pub struct KeyCaller(pub Principal);
 
-impl FromRequestParts<App> for KeyCaller {
-    type Rejection = ApiError;
-
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+impl KeyCaller {
+    /// The caller, if the request carries a key; one that is wrong is an error.
+    pub async fn if_any(parts: &Parts, app: &App) -> Result<Option<Self>, ApiError> {
         match api_key(&parts.headers)? {
-            Some(key) => Ok(Self(authenticate(app, &key).await?)),
-            None => Err(ApiError::unauthorized(
-                "missing_api_key",
-                "send an API key as `Authorization: Bearer sk-…`; POST /v1/auth/keys makes one",
-            )),
+            Some(key) => Ok(Some(Self(authenticate(app, &key).await?))),
+            None => Ok(None),
         }
     }
 }
@@ -284,6 +282,7 @@ fn api_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError> {
             ApiError::unauthorized("invalid_api_key", "Authorization must be `Bearer sk-…`")
         })?),
     };
+    let bearer = bearer.filter(|token| *token != NO_KEY);
     let key = match (bearer, text(&names::X_API_KEY)?) {
         (Some(a), Some(b)) if a != b => {
             let message = "Authorization and X-API-Key name different keys: send one";

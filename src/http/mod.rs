@@ -6,11 +6,13 @@ mod extract;
 mod keys;
 mod leftover;
 mod middleware;
+mod purchase;
 mod requests;
 mod server;
 mod status;
 mod topup;
 mod usage;
+mod x402;
 
 use axum::Router;
 use axum::body::Body;
@@ -33,7 +35,8 @@ pub enum Access {
     Public,
     /// A payment, which authorizes itself.
     X402,
-    ApiKey,
+    /// An API key, or a payment for the request itself.
+    Priced,
     /// An API key, or a wallet's signature.
     KeyOrSiwe,
     Siwe,
@@ -51,7 +54,7 @@ fn routes() -> Routes {
         .post("/v1/auth/keys", Access::Siwe, keys::create)
         .get("/v1/auth/keys", Access::Siwe, keys::list)
         .delete("/v1/auth/keys/{key_id}", Access::Siwe, keys::revoke)
-        .post("/v1/chat/completions", Access::ApiKey, chat::completions)
+        .post("/v1/chat/completions", Access::Priced, chat::completions)
         .get("/v1/usage/{wallet}", Access::KeyOrSiwe, usage::usage)
         .get("/v1/requests", Access::KeyOrSiwe, requests::list)
         .get("/v1/requests/{id}", Access::KeyOrSiwe, requests::get)

@@ -5,14 +5,14 @@ use axum::http::header::{HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
 use serde::Deserialize;
+use serde_json::json;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use crate::app::App;
-use crate::http::extract::{Page, PathText, Reader, SmallBody, single, wallet_in_path};
-use crate::http::{ApiError, json, names, set_header};
+use crate::http::extract::{Page, PathText, Reader, SmallBody, wallet_in_path};
+use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
-use crate::payments::wire::{Payload, Reason, Requirement, SettlementResponse, encode_header};
+use crate::payments::wire::{Payload, Reason, Requirement};
 use crate::payments::{Payment, PaymentError};
 
 pub async fn topup(
@@ -24,7 +24,7 @@ pub async fn topup(
     let amount = requested_amount(&app, &body)?;
     // `?x402=1` asks for a body that is strict x402 v1.
     let strict_v1 = uri.query().is_some_and(|query| query.split('&').any(|part| part == "x402=1"));
-    let Some(header) = payment_header(&headers)? else {
+    let Some(header) = x402::payment_header(&headers)? else {
         let amount = amount.ok_or_else(|| invalid_amount(&app))?;
         return Ok(payment_required(&app, amount, strict_v1, None));
     };
@@ -76,15 +76,6 @@ pub async fn list(
     Ok(json(StatusCode::OK, &body))
 }
 
-/// The `PAYMENT-REQUIRED` header for the top-up that covers `missing`.
-pub fn quote_header(app: &App, missing: MicroUsdc) -> HeaderValue {
-    let payments = &app.config.payments;
-    let amount = missing.clamp(payments.min_topup, payments.max_topup);
-    let quote = encode_header(&requirement(app, amount).v2(payments, "insufficient_balance"));
-    // Base64 is always a header value.
-    HeaderValue::try_from(quote).unwrap_or_else(|_| HeaderValue::from_static(""))
-}
-
 /// The body's `amount`, exactly as it is written; `None` for an empty body.
 fn requested_amount(app: &App, body: &[u8]) -> Result<Option<MicroUsdc>, ApiError> {
     #[derive(Deserialize)]
@@ -119,24 +110,9 @@ fn invalid_amount(app: &App) -> ApiError {
     ApiError::invalid("invalid_amount", message).with_param("amount")
 }
 
-/// The payment, under either of its headers.
-fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
-    match (single(headers, &names::PAYMENT_SIGNATURE)?, single(headers, &names::X_PAYMENT)?) {
-        (Some(a), Some(b)) if a != b => {
-            let message = "Payment-Signature and X-Payment hold different payments: send one";
-            Err(ApiError::invalid("conflicting_payments", message))
-        }
-        (a, b) => Ok(a.or(b)),
-    }
-}
-
-fn requirement(app: &App, amount: MicroUsdc) -> Requirement {
-    let base = app.config.public_url.as_str().trim_end_matches('/');
-    Requirement {
-        amount,
-        resource: format!("{base}/v1/topup"),
-        description: "Top up the paying wallet's Farebox balance",
-    }
+/// What a top-up of an amount asks for.
+fn terms(app: &App, amount: MicroUsdc) -> Requirement {
+    x402::requirement(app, "/v1/topup", "Top up the paying wallet's Farebox balance", amount)
 }
 
 /// 402 with terms; after a refusal, with what was wrong: a code in the header, a sentence in the body.
@@ -146,16 +122,7 @@ fn payment_required(
     strict_v1: bool,
     refusal: Option<(Reason, String)>,
 ) -> Response {
-    let payments = &app.config.payments;
-    let terms = requirement(app, amount);
-    let (code, sentence) = match refusal {
-        None => ("payment required", "payment required".to_owned()),
-        Some((reason, sentence)) => (reason.code(), format!("{}: {sentence}", reason.code())),
-    };
-    let body: Value = if strict_v1 { terms.v1(payments, &sentence) } else { terms.body(payments, &sentence) };
-    let mut response = json(StatusCode::PAYMENT_REQUIRED, &body);
-    set_header(&mut response, names::PAYMENT_REQUIRED, &encode_header(&terms.v2(payments, code)));
-    response
+    x402::payment_required(app, &terms(app, amount), strict_v1, refusal)
 }
 
 /// What became of a payment: credited, still pending, or no longer possible.
@@ -177,34 +144,16 @@ async fn report(
             "tx_hash": tx_hash,
             "topup_id": payment.id,
         });
-        return Ok(with_receipt(app, json(StatusCode::OK, &body), payment, Ok(())));
+        return Ok(x402::with_receipt(app, json(StatusCode::OK, &body), payment, Ok(())));
     }
     if payment.state.status() == "pending" {
         let body = json!({"status": "pending", "topup_id": payment.id, "tx_hash": payment.tx_hash});
         let mut response = json(StatusCode::ACCEPTED, &body);
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-        return Ok(with_receipt(app, response, payment, Err(Reason::SettlementPending)));
+        return Ok(x402::with_receipt(app, response, payment, Err(Reason::SettlementPending)));
     }
     let why = payment.last_error.as_deref().unwrap_or("the transfer did not go through");
     let refusal = (Reason::TransactionFailed, format!("{why}; nothing was taken: sign a new payment"));
     let response = payment_required(app, amount.unwrap_or(payment.value), strict_v1, Some(refusal));
-    Ok(with_receipt(app, response, payment, Err(Reason::TransactionFailed)))
-}
-
-fn with_receipt(
-    app: &App,
-    mut response: Response,
-    payment: &Payment,
-    outcome: Result<(), Reason>,
-) -> Response {
-    let payments = &app.config.payments;
-    let receipt = SettlementResponse {
-        outcome,
-        tx_hash: payment.tx_hash.as_deref().unwrap_or_default(),
-        payer: payment.authorization.from.to_string(),
-        amount: payment.value,
-    };
-    set_header(&mut response, names::PAYMENT_RESPONSE, &encode_header(&receipt.v2(payments)));
-    set_header(&mut response, names::X_PAYMENT_RESPONSE, &encode_header(&receipt.v1(payments)));
-    response
+    Ok(x402::with_receipt(app, response, payment, Err(Reason::TransactionFailed)))
 }

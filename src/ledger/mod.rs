@@ -12,6 +12,7 @@ pub use store::read_receipt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::claims::{self, Claim, Claimed};
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
@@ -36,6 +37,9 @@ pub enum LedgerError {
     Insufficient { required: MicroUsdc, balance: Balance },
     #[error("{0} exists with other terms")]
     Conflict(String),
+    /// The hold's claim is another request's already.
+    #[error("request {} has this name", .0.request_id)]
+    Claimed(Claimed),
     #[error("the wallet is frozen: {0}")]
     Frozen(String),
     #[error("there is no wallet {0} in the books")]
@@ -199,11 +203,22 @@ impl Ledger {
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
     /// another under its id is a conflict.
     pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
-        timed("hold", self.hold_now(hold)).await
+        timed("hold", self.hold_now(hold, None)).await
     }
 
-    async fn hold_now(&self, hold: &Hold) -> Result<Balance, LedgerError> {
+    /// The same for a request that has a name: it is held for only if the name is free.
+    pub async fn hold_claimed(&self, hold: &Hold, claim: &Claim) -> Result<Balance, LedgerError> {
+        timed("hold", self.hold_now(hold, Some(claim))).await
+    }
+
+    async fn hold_now(&self, hold: &Hold, claim: Option<&Claim>) -> Result<Balance, LedgerError> {
         let mut tx = self.db.begin().await?;
+        // Before the money: an answer that is there already is worth asking for with none left.
+        if let Some(claim) = claim
+            && let Some(claimed) = claims::claim(&mut tx, hold.wallet, claim, &hold.id, &self.clock).await?
+        {
+            return Err(LedgerError::Claimed(claimed));
+        }
         let Some(balance) = store::lock(&mut tx, hold.wallet, hold.amount).await? else {
             drop(tx);
             return self.refuse_hold(hold).await;

@@ -39,7 +39,7 @@ impl Payments {
 
     async fn settle_finality(&self, payment: &Payment) -> Result<(), PaymentError> {
         let now = self.0.clock.now();
-        if let Some(found) = self.sight(payment, Depth::Finalized).await?.sighting.undisputed() {
+        if let Some(found) = &self.final_transfer(payment).await? {
             let mut tx = self.0.db.begin().await?;
             if store::advance(&mut tx, payment.id, State::Credited, State::Finalized, None, now).await? {
                 store::locate(&mut tx, payment.id, found).await?;

@@ -39,6 +39,10 @@ const SWEEP_LIMIT: i64 = 500;
 const MAX_ADMISSIONS: usize = 64;
 /// Payments moved at once; more wait for their turn.
 const MAX_STEPS: usize = 32;
+/// Of those that have been under way for a while.
+const MAX_LATE_STEPS: usize = 8;
+/// How long a payment may take to be verified: it asks the chain several times.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
 
@@ -57,8 +61,12 @@ pub struct Payment {
     pub block_hash: Option<String>,
     /// Of the token's `Transfer`, in that block.
     pub log_index: Option<i64>,
+    /// The request it was made for; `None` for a top-up.
+    pub request_hash: Option<String>,
     pub last_error: Option<String>,
     pub created_at: Timestamp,
+    /// When it was moved last.
+    pub updated_at: Timestamp,
 }
 
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -138,6 +146,9 @@ pub enum PaymentError {
     /// With no amount asked for, the authorised value must lie within the bounds.
     #[error("the authorised value is outside of what is taken")]
     OutOfBounds,
+    /// One payment buys one request, and this one was made for another, or for a top-up.
+    #[error("this payment was made for another request")]
+    MadeForAnother,
     /// The payment may be in the journal, and then it goes on by itself: another must not be signed.
     #[error("what became of the payment is not known at the moment: {0}")]
     Uncertain(String),
@@ -198,6 +209,7 @@ struct Parts {
     admissions: Semaphore,
     /// Steps of payments at once.
     steps: Semaphore,
+    late_steps: Semaphore,
     /// Payments being driven by this process; the value becomes true when one is at rest.
     driven: Mutex<HashMap<i64, watch::Receiver<bool>>>,
 }
@@ -223,6 +235,7 @@ impl Payments {
             token_checked: AtomicBool::new(false),
             admissions: Semaphore::new(MAX_ADMISSIONS),
             steps: Semaphore::new(MAX_STEPS),
+            late_steps: Semaphore::new(MAX_LATE_STEPS),
             driven: Mutex::default(),
         })))
     }
@@ -271,14 +284,55 @@ impl Payments {
         self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
     }
 
+    /// Takes a payment that comes with the request it is made for, and is good for no other.
+    pub async fn pay_for(&self, payload: &Payload, request_hash: &str) -> Result<Payment, PaymentError> {
+        let id = match self.find(payload).await? {
+            Some(known) => {
+                self.known_for(payload, &known, Some(request_hash))?;
+                self.look_again(&known).await?;
+                known.id
+            }
+            None => {
+                self.check_terms(payload)?;
+                let value = self.value_within(payload, self.0.config.min_inline)?;
+                self.admit_in_time(payload, value, Some(request_hash)).await?
+            }
+        };
+        self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
+    }
+
+    async fn admit_in_time(
+        &self,
+        payload: &Payload,
+        value: MicroUsdc,
+        request_hash: Option<&str>,
+    ) -> Result<i64, PaymentError> {
+        let admitted = tokio::time::timeout(ADMISSION_TIMEOUT, self.admit(payload, value, request_hash));
+        let late = || PaymentError::Uncertain("verifying the payment took too long".into());
+        admitted.await.unwrap_or_else(|_| Err(late()))
+    }
+
+    /// Whether a payment is in the journal: then what it was worth is settled already, or will be.
+    pub async fn is_known(&self, payload: &Payload) -> Result<bool, PaymentError> {
+        Ok(self.find(payload).await?.is_some())
+    }
+
+    /// Checks that a payment is on our terms and its payer's, before anything is told of that wallet.
+    pub async fn check_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
+        self.check_terms(payload)?;
+        self.check_signature(payload).await
+    }
+
     /// Verifies a payment and writes it down, unless it is known; returns its id. Nothing is sent yet.
     ///
     /// With `amount` given the authorised value must equal it, else it must lie within the
     /// configured bounds.
     pub async fn accept(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<i64, PaymentError> {
         let Some(known) = self.find(payload).await? else {
-            let value = self.check_terms(payload, amount)?;
-            return self.admit(payload, value).await;
+            self.check_terms(payload)?;
+            self.check_amount(payload, amount)?;
+            let value = self.value_within(payload, self.0.config.min_topup)?;
+            return self.admit_in_time(payload, value, None).await;
         };
         self.check_amount(payload, amount)?;
         self.same_payment(payload, &known)?;

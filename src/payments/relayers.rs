@@ -3,8 +3,6 @@
 //! A chain takes an account's transactions in the order of their nonces, so one that is stuck holds up
 //! all behind it, whichever payments they are for.
 
-use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use alloy::primitives::U256;
@@ -12,7 +10,7 @@ use alloy::primitives::U256;
 use crate::chain::{ChainError, Depth, RelayedCall};
 use crate::id::Wallet;
 use crate::payments::store::{self, OpenTransaction};
-use crate::payments::{PaymentError, Payments, RelayerGas, SWEEP_LIMIT, unpoisoned};
+use crate::payments::{PaymentError, Payments, RelayerGas, unpoisoned};
 
 /// A transaction not mined for this long is replaced: ten blocks on Base.
 const STUCK_SECONDS: i64 = 20;
@@ -21,6 +19,13 @@ const FILLED_AT_ONCE: u64 = 16;
 /// A relayer that cannot pay for this many transfers at the present fee is low on gas.
 const FEW_TRANSFERS: u64 = 50;
 const TRANSFER_GAS: u64 = 100_000;
+
+/// A gauge is a float in the Prometheus format; it is read by people, and no sum rests on it.
+#[expect(clippy::cast_precision_loss, reason = "shown, never reckoned with")]
+fn show_gas(relayer: Wallet, wei: U256) {
+    let gwei = i64::try_from(wei / U256::from(1_000_000_000_u64)).unwrap_or(i64::MAX);
+    metrics::gauge!("farebox_relayer_gas_gwei", "relayer" => relayer.to_string()).set(gwei as f64);
+}
 
 impl Payments {
     /// The relayer that sends the next transaction for a payment: they take turns, as far as they
@@ -41,6 +46,7 @@ impl Payments {
         let mut gas = Vec::new();
         for relayer in chain.relayers() {
             let wei = chain.gas_balance(relayer).await?;
+            show_gas(relayer, wei);
             gas.push(RelayerGas { relayer, wei, is_low: wei < transfer * U256::from(FEW_TRANSFERS) });
         }
         *unpoisoned(&self.0.gas) = gas;
@@ -50,34 +56,29 @@ impl Payments {
     /// A nonce that the chain does not take holds up all behind it: what got lost is sent again,
     /// and what is stuck is replaced by the same call at a higher fee.
     pub(super) async fn tend_relayers(&self) -> Result<(), PaymentError> {
-        let now = self.0.clock.now();
-        self.look_at_gas().await?;
-        let mut stuck_seen = BTreeSet::new();
-        let mut taken: BTreeMap<Wallet, u64> = BTreeMap::new();
-        for open in store::open_transactions(&self.0.db, self.chain_id(), SWEEP_LIMIT).await? {
-            let relayer = open.signed.relayer;
-            if let Entry::Vacant(vacant) = taken.entry(relayer) {
-                let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
-                let mut tx = self.0.db.begin().await?;
-                store::mark_settled(&mut tx, self.chain_id(), relayer, settled, now).await?;
-                tx.commit().await?;
-                vacant.insert(self.0.chain.taken_nonces(relayer, Depth::Head).await?);
-            }
-            let is_taken = taken.get(&relayer).is_some_and(|taken| open.signed.account_nonce < *taken);
-            let is_young = open.created_at.plus_seconds(STUCK_SECONDS) > now;
-            // Of each nonce the newest comes first; of each relayer only the lowest nonce is replaced.
-            if is_taken || !stuck_seen.insert(relayer) || is_young {
-                continue;
-            }
-            // A nonce below that is nobody's is what it waits for.
-            let gap = taken.get(&relayer).copied().unwrap_or_default()..open.signed.account_nonce;
-            let unstuck =
-                if gap.is_empty() { self.replace(&open).await } else { self.fill(relayer, gap).await };
-            if let Err(error) = unstuck {
-                tracing::warn!(tx = %open.signed.hash, %error, "a stuck transaction is not replaced yet");
+        let looked = self.look_at_gas().await;
+        for relayer in store::relayers(&self.0.db, self.chain_id()).await? {
+            if let Err(error) = self.tend(relayer).await {
+                tracing::warn!(%relayer, %error, "a stuck transaction is not replaced yet");
             }
         }
-        Ok(())
+        looked
+    }
+
+    async fn tend(&self, relayer: Wallet) -> Result<(), PaymentError> {
+        let now = self.0.clock.now();
+        let settled = self.0.chain.taken_nonces(relayer, Depth::Finalized).await?;
+        let mut tx = self.0.db.begin().await?;
+        store::mark_settled(&mut tx, self.chain_id(), relayer, settled, now).await?;
+        tx.commit().await?;
+        let taken = self.0.chain.taken_nonces(relayer, Depth::Head).await?;
+        let lowest = store::lowest_open(&self.0.db, self.chain_id(), relayer, taken).await?;
+        let Some(open) = lowest.filter(|open| open.created_at.plus_seconds(STUCK_SECONDS) <= now) else {
+            return Ok(());
+        };
+        // A nonce below that is nobody's is what it waits for.
+        let gap = taken..open.signed.account_nonce;
+        if gap.is_empty() { self.replace(&open).await } else { self.fill(relayer, gap).await }
     }
 
     async fn replace(&self, open: &OpenTransaction) -> Result<(), PaymentError> {
@@ -90,7 +91,11 @@ impl Payments {
             tracing::warn!(tx = %old.hash, "a transaction is stuck at the highest fee allowed");
             return Ok(resent?);
         };
-        let settlement = chain.settlement_call(&payment.authorization, &payment.signature).await?;
+        let settlement = match chain.settlement_call(&payment.authorization, &payment.signature).await {
+            // It cannot be settled so any more, and its nonce is waited for all the same.
+            Err(ChainError::Reverted(_)) => RelayedCall::nothing(old.relayer),
+            settlement => settlement?,
+        };
         let signed = match chain.sign(old.relayer, settlement, old.account_nonce, fees) {
             Ok(signed) => signed,
             Err(error @ ChainError::UnknownRelayer(_)) => {

@@ -30,6 +30,11 @@ const LOOKS_PER_LOG_SEARCH: u32 = 4;
 const FRESH_SECONDS: i64 = 10;
 /// Transactions paid for one payment; a replacement at the same account nonce counts once.
 const MAX_SENT: usize = 2;
+/// So long a transfer that one endpoint alone shows must have been there before it is believed to be
+/// final. Finality takes longer than that on Base, so this delays only a lie.
+const ALONE_SECONDS: i64 = 600;
+/// A step that takes longer is begun anew at the next look.
+const STEP_TIMEOUT: Duration = Duration::from_secs(60);
 /// A payment older than this is only watched.
 const SEND_SECONDS: i64 = 3600;
 
@@ -72,9 +77,12 @@ impl Payments {
         loop {
             let step = match store::get(&self.0.db, id).await {
                 Ok(Some(payment)) => {
+                    // What has waited for long must not hold up what is new.
+                    let turns = if looks < EAGER_LOOKS { &self.0.steps } else { &self.0.late_steps };
                     // Never closed, so there is always a turn to wait for.
-                    let _turn = self.0.steps.acquire().await;
-                    self.step(&payment, looks).await
+                    let _turn = turns.acquire().await;
+                    let step = tokio::time::timeout(STEP_TIMEOUT, self.step(&payment, looks)).await;
+                    step.unwrap_or_else(|_| Err(PaymentError::Unavailable("a step took too long".into())))
                 }
                 Ok(None) => return,
                 Err(error) => Err(error.into()),
@@ -91,11 +99,7 @@ impl Payments {
             }
             looks += 1;
             tokio::time::sleep(pause).await;
-            pause = (pause + pause / 2).min(match looks {
-                ..EAGER_LOOKS => EAGER_LOOK,
-                ..SELDOM_AFTER_LOOKS => LONGEST_LOOK,
-                _ => SELDOM_LOOK,
-            });
+            pause = (pause + pause / 2).min(longest_pause(looks));
         }
     }
 
@@ -215,7 +219,7 @@ impl Payments {
             match self.0.chain.broadcast(&signed.raw).await {
                 Err(error @ (ChainError::Refused(_) | ChainError::Reverted(_))) => {
                     let mut tx = self.0.db.begin().await?;
-                    store::note_error(&mut tx, payment.id, &error.to_string(), self.0.clock.now()).await?;
+                    store::note_error(&mut tx, payment.id, &error.to_string()).await?;
                     tx.commit().await?;
                     return Err(error.into());
                 }
@@ -282,14 +286,33 @@ impl Payments {
         Ok(self.0.chain.sight(&payment.authorization, from_block, depth).await?)
     }
 
+    /// A payment's transfer in a block that will not be undone. Where several endpoints answer, two say
+    /// so; of one alone finality is its own word too, so it must have stood by it for a while.
+    pub(super) async fn final_transfer(
+        &self,
+        payment: &Payment,
+    ) -> Result<Option<FoundTransfer>, PaymentError> {
+        let view = self.sight(payment, Depth::Finalized).await?;
+        let has_stood = payment.updated_at.plus_seconds(ALONE_SECONDS) <= self.0.clock.now();
+        Ok(match view.sighting {
+            Sighting::Agreed(found) => Some(found),
+            Sighting::Alone(found) if view.answers == 1 && has_stood => Some(found),
+            _ => None,
+        })
+    }
+
+    /// What became of our transactions. One that went through counts, whichever; that an earlier one
+    /// reverted says nothing of one sent after it.
     async fn our_status(&self, payment: &Payment) -> Result<TxStatus, PaymentError> {
         let mut status = TxStatus::Unknown;
-        for signed in store::transactions(&self.0.db, payment.id).await? {
+        let signed = store::transactions(&self.0.db, payment.id).await?;
+        let latest = signed.first().map(|signed| (signed.relayer, signed.account_nonce));
+        for signed in signed {
             match self.0.chain.tx_status(signed.hash).await? {
                 TxStatus::Unknown => {}
-                // One that went through counts for more than an earlier one that did not.
                 TxStatus::Succeeded { block } => return Ok(TxStatus::Succeeded { block }),
-                reverted => status = reverted,
+                reverted if latest == Some((signed.relayer, signed.account_nonce)) => status = reverted,
+                TxStatus::Reverted { .. } => {}
             }
         }
         Ok(status)
@@ -325,7 +348,7 @@ impl Payments {
         if confirmations < self.0.config.confirmations {
             return Ok(Step::Wait);
         }
-        let is_final = self.sight(payment, Depth::Finalized).await?.sighting.undisputed() == Some(found);
+        let is_final = self.final_transfer(payment).await?.as_ref() == Some(found);
         if matches!(view.sighting, Sighting::Alone(_)) && !is_final {
             return Ok(Step::Wait);
         }
@@ -373,7 +396,8 @@ impl Payments {
     ) -> Result<Option<(State, &'static str)>, PaymentError> {
         let view = self.sight(payment, Depth::Finalized).await?;
         let authorization = &payment.authorization;
-        if U256::from(view.tip.timestamp) < authorization.valid_before || view.sighting != Sighting::Nowhere {
+        let is_over = U256::from(view.tip.timestamp) >= authorization.valid_before;
+        if !is_over || !view.is_quorate || view.sighting != Sighting::Nowhere {
             return Ok(None);
         }
         if !self.0.chain.is_nonce_used(authorization.from, authorization.nonce).await? {
@@ -404,6 +428,17 @@ impl Payments {
             self.advance(payment, State::Verified, Some("its transfer has turned up")).await?;
         }
         Ok(())
+    }
+}
+
+/// The longest pause after so many looks.
+fn longest_pause(looks: u32) -> Duration {
+    if looks < EAGER_LOOKS {
+        EAGER_LOOK
+    } else if looks < SELDOM_AFTER_LOOKS {
+        LONGEST_LOOK
+    } else {
+        SELDOM_LOOK
     }
 }
 

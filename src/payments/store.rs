@@ -17,6 +17,7 @@ pub struct NewPayment<'a> {
     pub authorization: &'a Authorization,
     pub value: MicroUsdc,
     pub signature: &'a [u8],
+    pub request_hash: Option<&'a str>,
     /// Verified, or broadcast by somebody else.
     pub state: State,
     pub seen_block: i64,
@@ -30,8 +31,8 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
         .execute(
             "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro,
                                    valid_after, valid_before, signature, state, seen_block,
-                                   created_at_ms, updated_at_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13)
+                                   created_at_ms, updated_at_ms, request_hash)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14)
              ON CONFLICT (chain_id, asset, from_wallet, nonce) DO NOTHING",
             args![
                 id,
@@ -46,7 +47,8 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
                 hex_of(new.signature),
                 new.state.as_str(),
                 new.seen_block,
-                now
+                now,
+                new.request_hash.map(str::to_owned)
             ],
         )
         .await?;
@@ -180,6 +182,10 @@ pub async fn count_by_state(db: &Db) -> Result<Vec<(String, i64)>, DbError> {
     rows.iter().map(|row| Ok((row.text("state")?, row.int("n")?))).collect()
 }
 
+/// Account nonces that somebody else may have used between two of ours: a chain that says more is not
+/// believed.
+pub const MAX_NONCE_JUMP: i64 = 1_000;
+
 /// Gives the relayer's next account nonce. `on_chain` is what the chain expects next, for an
 /// account that has sent before this database knew it.
 pub async fn next_nonce(
@@ -196,9 +202,9 @@ pub async fn next_nonce(
     let row = tx
         .row(
             "UPDATE relayers
-             SET next_nonce = CASE WHEN next_nonce < $3 THEN $3 ELSE next_nonce END + 1
+             SET next_nonce = CASE WHEN next_nonce < $3 AND $3 - next_nonce <= $4 THEN $3 ELSE next_nonce END + 1
              WHERE chain_id = $1 AND address = $2 RETURNING next_nonce",
-            args![chain_id, relayer, on_chain],
+            args![chain_id, relayer, on_chain, MAX_NONCE_JUMP],
         )
         .await?;
     let next = row.ok_or_else(|| DbError::Corrupt("the relayer has no row".into()))?.int("next_nonce")?;
@@ -300,14 +306,14 @@ pub async fn count_transactions(tx: &mut DbTx, payment_id: i64) -> Result<usize,
     usize::try_from(count).map_err(|_| DbError::Corrupt("a count below zero".into()))
 }
 
-/// Of a wallet's payments since a time, those that ended without a transfer after one was sent for
-/// them at our expense.
+/// Of a wallet's payments, those for which the chain has taken a transaction of ours since a time and
+/// that have brought nothing.
 pub async fn sent_in_vain(tx: &mut DbTx, wallet: Wallet, since: Timestamp) -> Result<i64, DbError> {
     let row = tx
         .row(
             "SELECT COUNT(*) AS n FROM payments
-             WHERE from_wallet = $1 AND state IN ('expired', 'cancelled') AND created_at_ms > $2
-             AND id IN (SELECT payment_id FROM payment_transactions WHERE settled_at_ms IS NOT NULL)",
+             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'expired', 'cancelled')
+             AND id IN (SELECT payment_id FROM payment_transactions WHERE settled_at_ms > $2)",
             args![wallet, since],
         )
         .await?;
@@ -321,24 +327,37 @@ pub struct OpenTransaction {
     pub created_at: Timestamp,
 }
 
-/// Those on one chain, the lowest nonces first, and of each nonce the newest.
-pub async fn open_transactions(db: &Db, chain_id: i64, limit: i64) -> Result<Vec<OpenTransaction>, DbError> {
-    let rows = db
-        .rows(
-            "SELECT * FROM payment_transactions WHERE settled_at_ms IS NULL
+/// The relayers that have sent on a chain, today's and earlier ones.
+pub async fn relayers(db: &Db, chain_id: i64) -> Result<Vec<Wallet>, DbError> {
+    let rows = db.rows("SELECT address FROM relayers WHERE chain_id = $1", args![chain_id]).await?;
+    rows.iter().map(|row| row.wallet("address")).collect()
+}
+
+/// Of a relayer's transactions that the chain has not taken, from a nonce on, the newest of the lowest
+/// nonce: all others wait for it.
+pub async fn lowest_open(
+    db: &Db,
+    chain_id: i64,
+    relayer: Wallet,
+    from: u64,
+) -> Result<Option<OpenTransaction>, DbError> {
+    let row = db
+        .row(
+            "SELECT * FROM payment_transactions
+             WHERE relayer = $2 AND account_nonce >= $3 AND settled_at_ms IS NULL
              AND payment_id IN (SELECT id FROM payments WHERE chain_id = $1)
-             ORDER BY account_nonce, relayer, created_at_ms DESC LIMIT $2",
-            args![chain_id, limit],
+             ORDER BY account_nonce, created_at_ms DESC LIMIT 1",
+            args![chain_id, relayer, number(from)?],
         )
         .await?;
-    let read = |row: &DbRow| {
+    let read = |row: DbRow| {
         Ok(OpenTransaction {
             payment_id: row.int("payment_id")?,
-            signed: read_transaction(row)?,
+            signed: read_transaction(&row)?,
             created_at: row.time("created_at_ms")?,
         })
     };
-    rows.iter().map(read).collect()
+    row.map(read).transpose()
 }
 
 /// Takes note that the chain has taken a relayer's nonces below `below` for good.
@@ -359,10 +378,8 @@ pub async fn mark_settled(
     .map(drop)
 }
 
-pub async fn note_error(tx: &mut DbTx, id: i64, why: &str, now: Timestamp) -> Result<(), DbError> {
-    tx.execute("UPDATE payments SET last_error = $2, updated_at_ms = $3 WHERE id = $1", args![id, why, now])
-        .await
-        .map(drop)
+pub async fn note_error(tx: &mut DbTx, id: i64, why: &str) -> Result<(), DbError> {
+    tx.execute("UPDATE payments SET last_error = $2 WHERE id = $1", args![id, why]).await.map(drop)
 }
 
 pub fn read(row: &DbRow) -> Result<Payment, DbError> {
@@ -389,8 +406,10 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
         block_number: row.int_or_null("block_number")?,
         block_hash: row.text_or_null("block_hash")?,
         log_index: row.int_or_null("log_index")?,
+        request_hash: row.text_or_null("request_hash")?,
         last_error: row.text_or_null("last_error")?,
         created_at: row.time("created_at_ms")?,
+        updated_at: row.time("updated_at_ms")?,
     })
 }
 

@@ -19,7 +19,7 @@ use crate::id::Wallet;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, InFlight, NewPayment};
 use crate::payments::wire::{Payload, Reason};
-use crate::payments::{ChainHealth, PaymentError, Payments, State, refused};
+use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused};
 
 /// The token is strict about `validAfter`, and a block's time may be a second behind ours.
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
@@ -44,12 +44,8 @@ const JUST_NOW_BLOCKS: u64 = 8;
 const LOOK_BACK_BLOCKS: u64 = LONGEST_VALID_SECONDS / 2;
 
 impl Payments {
-    /// Checks a payment against our own terms, and returns its value.
-    pub(super) fn check_terms(
-        &self,
-        payload: &Payload,
-        amount: Option<MicroUsdc>,
-    ) -> Result<MicroUsdc, PaymentError> {
+    /// Checks a payment against our own terms.
+    pub(super) fn check_terms(&self, payload: &Payload) -> Result<(), PaymentError> {
         let config = &self.0.config;
         payload.check_offered(config).map_err(|reason| {
             refused(reason, format!("use x402 version 1 or 2, scheme exact, network {}", config.network()))
@@ -58,12 +54,17 @@ impl Payments {
             let sentence = format!("authorize the transfer to {}", config.pay_to);
             return Err(refused(Reason::RecipientMismatch, sentence));
         }
-        let value = self.check_amount(payload, amount)?;
-        match amount {
-            Some(_) => Ok(value),
-            None if (config.min_topup..=config.max_topup).contains(&value) => Ok(value),
-            None => Err(PaymentError::OutOfBounds),
-        }
+        Ok(())
+    }
+
+    /// What is authorised, if it is not too little nor too much.
+    pub(super) fn value_within(
+        &self,
+        payload: &Payload,
+        at_least: MicroUsdc,
+    ) -> Result<MicroUsdc, PaymentError> {
+        let value = payload.value().filter(|value| (at_least..=self.0.config.max_topup).contains(value));
+        value.ok_or(PaymentError::OutOfBounds)
     }
 
     /// Whether the authorised value is what is asked for, where something is.
@@ -82,7 +83,12 @@ impl Payments {
     }
 
     /// Verifies a payment that is not known yet and writes it down. Returns its id.
-    pub(super) async fn admit(&self, payload: &Payload, value: MicroUsdc) -> Result<i64, PaymentError> {
+    pub(super) async fn admit(
+        &self,
+        payload: &Payload,
+        value: MicroUsdc,
+        request_hash: Option<&str>,
+    ) -> Result<i64, PaymentError> {
         if !self.0.token_checked.load(Ordering::Acquire) {
             return Err(unavailable(match self.health() {
                 ChainHealth::Mismatch(_) => "the token is not the one configured",
@@ -94,7 +100,7 @@ impl Payments {
         };
         // Whoever waited may have waited for the same payment.
         if let Some(known) = self.find(payload).await? {
-            return self.same_payment(payload, &known).map(|()| known.id);
+            return self.known_for(payload, &known, request_hash);
         }
         if let Err(refusal) = self.check_times(&payload.authorization) {
             // It was carried out in time, if the books have lost it since: then the money is here.
@@ -120,14 +126,43 @@ impl Payments {
             authorization: &payload.authorization,
             value,
             signature: &payload.signature,
+            request_hash,
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
-        let from = payload.authorization.from;
-        // For what somebody else has carried out nothing need be held any more.
-        let held = if state == State::Verified { self.held_for_payments(from, value).await? } else { None };
+        if let Some(id) = self.write_down(&new).await? {
+            return Ok(id);
+        }
+        // The same payload came in twice, and the other one was quicker.
+        match self.find(payload).await? {
+            Some(known) => self.known_for(payload, &known, request_hash),
+            None => Err(unavailable("the payment was not written down")),
+        }
+    }
+
+    /// A payment that has turned up in the meantime, if it was made for the same.
+    pub(super) fn known_for(
+        &self,
+        payload: &Payload,
+        known: &Payment,
+        request_hash: Option<&str>,
+    ) -> Result<i64, PaymentError> {
+        self.same_payment(payload, known)?;
+        match request_hash {
+            Some(hash) if known.request_hash.as_deref() != Some(hash) => Err(PaymentError::MadeForAnother),
+            _ => Ok(known.id),
+        }
+    }
+
+    /// Writes a verified payment down, within its wallet's bounds. `None` if it is there already.
+    async fn write_down(&self, new: &NewPayment<'_>) -> Result<Option<i64>, PaymentError> {
+        let from = new.authorization.from;
+        // For what somebody else has carried out nothing need be held any more, nor gas be spent.
+        let is_bounded = new.state == State::Verified;
+        let held = if is_bounded { self.held_for_payments(from, new.value).await? } else { U256::MAX };
         let mut tx = self.0.db.begin().await?;
-        if let Some(id) = store::insert(&mut tx, &new, self.0.clock.now()).await? {
+        let Some(id) = store::insert(&mut tx, new, self.0.clock.now()).await? else { return Ok(None) };
+        if is_bounded {
             // Numbering payments orders those who insert, so each sees all that came before it.
             let in_flight = store::in_flight(&mut tx, from).await?;
             check_in_flight(&in_flight, held)?;
@@ -135,26 +170,17 @@ impl Payments {
             if store::sent_in_vain(&mut tx, from, since).await? >= MAX_SENT_IN_VAIN {
                 return Err(PaymentError::TooManyFailed);
             }
-            tx.commit().await?;
-            failpoint::reached("verified");
-            tracing::info!(payment = id, wallet = %payload.authorization.from, %value, "payment verified");
-            return Ok(id);
         }
-        drop(tx);
-        // The same payload came in twice, and the other one was quicker.
-        match self.find(payload).await? {
-            Some(known) => self.same_payment(payload, &known).map(|()| known.id),
-            None => Err(unavailable("the payment was not written down")),
-        }
+        tx.commit().await?;
+        failpoint::reached("verified");
+        tracing::info!(payment = id, wallet = %from, value = %new.value, "payment verified");
+        Ok(Some(id))
     }
 
     /// What a wallet holds, and what of its payments under way has left it already: together that must
-    /// cover them all. `None` while there is none but the new one, which the simulation has covered.
-    async fn held_for_payments(&self, from: Wallet, new: MicroUsdc) -> Result<Option<U256>, PaymentError> {
+    /// cover them all and the new one. The simulation has seen the new one alone.
+    async fn held_for_payments(&self, from: Wallet, new: MicroUsdc) -> Result<U256, PaymentError> {
         let under_way = store::unfinished_of(&self.0.db, from).await?;
-        if under_way.is_empty() {
-            return Ok(None);
-        }
         // Read before the nonces: what leaves in between is counted twice rather than missed.
         let mut held = self.0.chain.token_balance(from).await?;
         let promised = under_way.iter().map(|payment| payment.authorization.value).sum::<U256>();
@@ -166,7 +192,7 @@ impl Payments {
                 }
             }
         }
-        Ok(Some(held))
+        Ok(held)
     }
 
     fn check_times(&self, authorization: &Authorization) -> Result<(), PaymentError> {
@@ -195,10 +221,18 @@ impl Payments {
         }
         let from_block = chain.head().await?.number.saturating_sub(LOOK_BACK_BLOCKS);
         let view = chain.sight(authorization, from_block, Depth::Head).await?;
-        Ok(view.sighting.undisputed().is_some())
+        if view.sighting == Sighting::Nowhere {
+            // Another transfer, or a cancellation; or its logs are still on their way.
+            return if chain.was_spent(authorization, from_block).await? {
+                Ok(false)
+            } else {
+                Err(PaymentError::Uncertain("the authorization was used, and no log says by what".into()))
+            };
+        }
+        Ok(true)
     }
 
-    async fn check_signature(&self, payload: &Payload) -> Result<(), PaymentError> {
+    pub(super) async fn check_signature(&self, payload: &Payload) -> Result<(), PaymentError> {
         let authorization = &payload.authorization;
         let hash = authorization.signing_hash(self.0.chain.domain());
         if chain::recover(hash, &payload.signature) == Some(authorization.from.0) {
@@ -243,12 +277,27 @@ impl Payments {
     async fn explain_revert(&self, payload: &Payload, head: u64, why: &str) -> Result<u64, PaymentError> {
         let authorization = &payload.authorization;
         let chain = &self.0.chain;
+        // A key's signature was checked before; a contract's is looked at only now, and before
+        // anything else, as in the token: what is not the payer's must not cost us a search.
+        let hash = authorization.signing_hash(chain.domain());
+        if self.is_asked_of_code(payload).await?
+            && !chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
+        {
+            let from = authorization.from;
+            let sentence =
+                format!("the contract of the wallet {from} does not take the signature for its own ({why})");
+            return Err(refused(Reason::InvalidSignature, sentence));
+        }
         if chain.is_nonce_used(authorization.from, authorization.nonce).await? {
             // As far back as a valid authorization can have been sent.
             let from_block = head.saturating_sub(LOOK_BACK_BLOCKS);
             let view = chain.sight(authorization, from_block, Depth::Head).await?;
-            if view.sighting != Sighting::Nowhere {
-                return Ok(from_block);
+            match view.sighting {
+                Sighting::Nowhere => {}
+                Sighting::Disputed(_) => return Ok(from_block),
+                Sighting::Agreed(found) | Sighting::Alone(found) => {
+                    return Ok(found.block_number.saturating_sub(HEAD_MARGIN_BLOCKS));
+                }
             }
             // Used only just now, its logs may not be everywhere yet: that is no time to send the
             // payer away. What was used earlier and left no transfer in all that time never paid us.
@@ -262,17 +311,6 @@ impl Payments {
                 ));
             }
             return Ok(from_block);
-        }
-        // A key's signature was checked before; a contract's is looked at only now, and before the
-        // balance, as in the token.
-        let hash = authorization.signing_hash(chain.domain());
-        if self.is_asked_of_code(payload).await?
-            && !chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
-        {
-            let from = authorization.from;
-            let sentence =
-                format!("the contract of the wallet {from} does not take the signature for its own ({why})");
-            return Err(refused(Reason::InvalidSignature, sentence));
         }
         let balance = chain.token_balance(authorization.from).await?;
         if balance < authorization.value {
@@ -295,18 +333,18 @@ fn units(amount: MicroUsdc) -> U256 {
 }
 
 /// A wallet can authorise the same coins many times over, and each would be sent at our expense.
-fn check_in_flight(in_flight: &InFlight, held: Option<U256>) -> Result<(), PaymentError> {
+fn check_in_flight(in_flight: &InFlight, held: U256) -> Result<(), PaymentError> {
     if in_flight.count > MAX_UNFINISHED {
         return Err(PaymentError::TooManyUnfinished);
     }
     let promised = units(in_flight.value);
-    match held {
-        Some(held) if in_flight.count > 1 && held < promised => Err(refused(
+    if held < promised {
+        return Err(refused(
             Reason::InsufficientBalance,
             format!(
                 "{promised} micro-USDC are authorised in payments not finished yet, and {held} are there"
             ),
-        )),
-        _ => Ok(()),
+        ));
     }
+    Ok(())
 }

@@ -237,7 +237,9 @@ fn refusal(error: LedgerError) -> Answer {
         LedgerError::Insufficient { required, balance } => Answer::Insufficient { required, balance },
         LedgerError::Conflict(_) => Answer::Conflict,
         LedgerError::OutOfRange => Answer::OutOfRange,
-        LedgerError::Frozen(_) | LedgerError::UnknownWallet(_) => Answer::Unexpected(error.to_string()),
+        LedgerError::Frozen(_) | LedgerError::UnknownWallet(_) | LedgerError::Claimed(_) => {
+            Answer::Unexpected(error.to_string())
+        }
         LedgerError::Db(error) if DbError::is_unique_violation(&error) => Answer::CreditedBefore,
         LedgerError::Db(error) => Answer::Unexpected(error.to_string()),
     }

@@ -81,6 +81,7 @@ impl Bench {
             min_topup: MicroUsdc::new(1_000_000),
             max_topup: MicroUsdc::new(10_000_000_000),
             confirmations: 1,
+            min_inline: MicroUsdc::new(10_000),
             max_unfinalized: MicroUsdc::ZERO,
             max_fee_gwei: 10,
             erc6492_factories: Vec::new(),

@@ -347,6 +347,7 @@ impl World {
     async fn come_to_rest(&mut self) {
         self.bench.chain.set_automine(true).await;
         let at_rest = [State::Finalized, State::Expired, State::Cancelled, State::Reorged];
+        let mut refusals = Vec::new();
         for round in 0..ROUNDS {
             self.bench.chain.mine(4).await;
             let journal = self.journal().await;
@@ -354,17 +355,23 @@ impl World {
                 return;
             }
             for payment in journal.values() {
-                let _ = self.nodes[round % 2].payments.step_once(payment.id).await;
+                let stepped = self.nodes[round % 2].payments.step_once(payment.id).await;
+                refusals.extend(stepped.err().map(|error| format!("payment {}: {error}", payment.id)));
             }
-            let _ = self.nodes[round % 2].payments.upkeep().await;
+            let kept = self.nodes[round % 2].payments.upkeep().await;
+            refusals.extend(kept.err().map(|error| error.to_string()));
             if round == ROUNDS / 2 {
                 // What cannot go through any more expires.
                 self.clock.advance_seconds(2 * VALID_SECONDS);
                 self.bench.chain.rpc("evm_increaseTime", json!([2 * VALID_SECONDS])).await;
             }
         }
-        let left: Vec<_> = self.journal().await.into_values().collect();
-        panic!("these did not come to rest: {left:#?}");
+        for payment in self.journal().await.values().filter(|payment| !at_rest.contains(&payment.state)) {
+            let (id, state, why) = (payment.id, payment.state, &payment.last_error);
+            println!("payment {id} is {state:?} for {why:?}");
+        }
+        refusals.dedup();
+        panic!("not every payment came to rest: {refusals:#?}");
     }
 
     /// Credited is what the chain's own logs say was paid for an authorization of the journal, and

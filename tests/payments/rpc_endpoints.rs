@@ -6,13 +6,19 @@ use crate::payments::bench::*;
 
 /// Two endpoints on the same chain, and a node that asks both.
 async fn with_two(bench: &Bench) -> (FaultyRpc, FaultyRpc, Node) {
+    with_two_at(bench, Clock::System).await
+}
+
+async fn with_two_at(bench: &Bench, clock: Clock) -> (FaultyRpc, FaultyRpc, Node) {
     let (first, second) =
         (FaultyRpc::start(&bench.chain.url).await, FaultyRpc::start(&bench.chain.url).await);
     let urls = [&first, &second].map(|rpc| rpc.url.parse().unwrap());
-    let node = bench.node_with(|config| config.rpc_urls = urls.to_vec()).await;
+    let node = bench.node_at(clock, |config| config.rpc_urls = urls.to_vec()).await;
     (first, second, node)
 }
 
+/// The word of one endpoint alone is believed after this.
+const STOOD: i64 = 700;
 /// Longer than every pause between two looks at a payment that somebody waits for.
 const SEVERAL_LOOKS: Duration = Duration::from_secs(4);
 
@@ -59,6 +65,72 @@ async fn a_transfer_that_one_of_two_endpoints_invents_is_not_credited() {
         let payment = in_time("the payment", node.payments.pay(&payload, None)).await.unwrap();
         assert_eq!(payment.state, State::Credited);
         bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn finality_that_one_of_two_endpoints_declares_by_itself_is_none() {
+    each(async |bench| {
+        let clock = Clock::fixed(Clock::System.now());
+        let (liar, _honest, node) = with_two_at(bench, clock.clone()).await;
+        let payer = bench.payer(FIVE_USD).await;
+        let payload = payload(&bench.authorization(&payer));
+        bench.chain.mine(4).await;
+        bench.chain.set_automine(false).await;
+        liar.break_methods(&[
+            ("eth_getLogs", Fault::Lie(invented_in_the_newest_block)),
+            ("eth_getBlockByNumber", Fault::Lie(all_is_final)),
+        ]);
+        let waited = tokio::time::timeout(A_MOMENT, node.payments.pay(&payload, None)).await;
+        assert!(waited.is_err(), "{waited:?}");
+        clock.advance_seconds(STOOD);
+        let waited = tokio::time::timeout(SEVERAL_LOOKS, node.payments.pay(&payload, None)).await;
+        assert!(waited.is_err(), "{waited:?}");
+        assert_eq!(node.balance_of(&payer).await, 0);
+    })
+    .await;
+}
+
+/// What is looked for is in the last block that is asked about, where the other is not past it.
+fn invented_in_the_newest_block(params: &Value, truth: Value) -> Value {
+    let mut logs = invented_logs(params, truth);
+    logs[0]["blockNumber"] = params[0]["toBlock"].clone();
+    logs
+}
+
+/// Says of the final block that it is a later one than it is.
+fn all_is_final(params: &Value, mut block: Value) -> Value {
+    if params[0] == "finalized" {
+        let number = u64::from_str_radix(block["number"].as_str().unwrap().trim_start_matches("0x"), 16);
+        block["number"] = json!(format!("{:#x}", number.unwrap() + 2));
+    }
+    block
+}
+
+#[tokio::test]
+async fn a_payment_has_not_failed_because_one_of_two_endpoints_says_so() {
+    each(async |bench| {
+        let (first, _second, node) = with_two(bench).await;
+        let payer = bench.payer(FIVE_USD).await;
+        let mut authorization = bench.authorization(&payer);
+        authorization.valid_before = (unix_seconds() + 600).to_string();
+        let payload = payload(&authorization);
+        bench.chain.set_automine(false).await;
+        node.pay_and_leave(&payload).await;
+        let sent = node.until(&payer, State::Broadcast).await;
+        bench.chain.rpc("anvil_dropTransaction", json!([sent.tx_hash])).await;
+        for method in ["eth_getBlockByNumber", "eth_getLogs", "eth_call", "eth_sendRawTransaction"] {
+            first.break_methods(&[(method, Fault::Unreachable)]);
+        }
+        bench.warp(1200).await;
+        let waited = tokio::time::timeout(SEVERAL_LOOKS, node.payments.pay(&payload, None)).await;
+        assert!(waited.is_err(), "{waited:?}");
+        assert_eq!(node.payment_of(&payer).await.unwrap().state.status(), "pending");
+        first.mend();
+        assert_eq!(node.payments.check_chain().await, ChainHealth::Ok);
+        let ended = in_time("its end", node.payments.pay(&payload, None)).await.unwrap();
+        assert_eq!(ended.state, State::Expired);
     })
     .await;
 }
@@ -136,7 +208,8 @@ async fn a_denied_authorization_does_not_expire_while_another_endpoint_shows_its
 #[tokio::test]
 async fn an_endpoint_that_lags_is_put_aside_and_the_other_is_believed_when_final() {
     each(async |bench| {
-        let (laggard, _honest, node) = with_two(bench).await;
+        let clock = Clock::fixed(Clock::System.now());
+        let (laggard, _honest, node) = with_two_at(bench, clock.clone()).await;
         let payer = bench.payer(FIVE_USD).await;
         let payload = payload(&bench.authorization(&payer));
         // A head of minutes ago, and no log since then.
@@ -149,7 +222,8 @@ async fn an_endpoint_that_lags_is_put_aside_and_the_other_is_believed_when_final
         let waited = tokio::time::timeout(A_MOMENT, node.payments.pay(&payload, None)).await;
         assert!(waited.is_err(), "{waited:?}");
         assert_eq!(node.balance_of(&payer).await, 0, "the word of one counts when the block is final");
-        bench.chain.mine(3).await;
+        bench.warp(STOOD).await;
+        clock.advance_seconds(STOOD);
         let payment = in_time("the payment", node.payments.pay(&payload, None)).await.unwrap();
         assert_eq!(payment.state, State::Credited);
 
@@ -172,14 +246,16 @@ fn minutes_old(_: &Value, mut block: Value) -> Value {
 #[tokio::test]
 async fn a_false_head_puts_no_other_endpoint_aside() {
     each(async |bench| {
-        let (liar, _honest, node) = with_two(bench).await;
+        let clock = Clock::fixed(Clock::System.now());
+        let (liar, _honest, node) = with_two_at(bench, clock.clone()).await;
         liar.break_methods(&[("eth_getBlockByNumber", Fault::Lie(far_ahead))]);
         let payer = bench.payer(FIVE_USD).await;
         let payload = payload(&bench.authorization(&payer));
         // The liar has no logs up to where it says it is, so the honest one's word counts when final.
         // Were that one taken for a laggard, nothing would ever be credited.
         node.pay_and_leave(&payload).await;
-        bench.chain.mine(3).await;
+        bench.warp(STOOD).await;
+        clock.advance_seconds(STOOD);
         assert_eq!(node.pay(&payload).await.state, State::Credited);
         bench.assert_reconciled(&node).await;
     })
@@ -197,7 +273,8 @@ fn far_ahead(_: &Value, mut block: Value) -> Value {
 #[tokio::test]
 async fn an_endpoint_that_hangs_delays_one_look_and_not_each() {
     each(async |bench| {
-        let (hanging, _honest, node) = with_two(bench).await;
+        let clock = Clock::fixed(Clock::System.now());
+        let (hanging, _honest, node) = with_two_at(bench, clock.clone()).await;
         for method in ["eth_getBlockByNumber", "eth_getLogs", "eth_call", "eth_getTransactionReceipt"] {
             hanging.break_methods(&[(method, Fault::Silent)]);
         }
@@ -210,7 +287,8 @@ async fn an_endpoint_that_hangs_delays_one_look_and_not_each() {
         let began = Instant::now();
         node.pay_and_leave(&payload).await;
         node.until(&payer, State::Mined).await;
-        bench.chain.mine(3).await;
+        bench.warp(STOOD).await;
+        clock.advance_seconds(STOOD);
         assert_eq!(node.pay(&payload).await.state, State::Credited);
         assert!(
             began.elapsed() < Duration::from_secs(10),

@@ -180,3 +180,39 @@ async fn sent_by_somebody_else_after_ours_was_dropped() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_coins_authorised_many_times_at_once_are_sent_once() {
+    each(async |bench| {
+        let node = bench.node().await;
+        let payer = bench.payer(FIVE_USD).await;
+        let payloads: Vec<_> = (0..8).map(|_| payload(&bench.authorization(&payer))).collect();
+        let barrier = std::sync::Arc::new(tokio::sync::Barrier::new(payloads.len()));
+        let tasks: Vec<_> = payloads
+            .into_iter()
+            .map(|payload| {
+                let (node, barrier) = (node.clone(), barrier.clone());
+                tokio::spawn(async move {
+                    barrier.wait().await;
+                    node.payments.pay(&payload, None).await
+                })
+            })
+            .collect();
+        let mut credited = 0;
+        for task in tasks {
+            match task.await.unwrap() {
+                Ok(payment) => {
+                    assert_eq!(payment.state, State::Credited);
+                    credited += 1;
+                }
+                Err(PaymentError::Refused { reason: Reason::InsufficientBalance, .. }) => {}
+                Err(PaymentError::Unavailable(_)) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(credited, 1);
+        assert_eq!(bench.sent_by_relayer().await, "0x1", "our gas is spent once");
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}

@@ -293,6 +293,14 @@ impl Gateway {
         Balance::read(&self.get(&path).send().await.expect(200).json())
     }
 
+    /// The row of a wallet's usage for calls without a key, read with its signature.
+    pub async fn usage_without_key(&self, wallet: &TestWallet) -> Value {
+        let path = format!("/v1/usage/{}{}", wallet.address(), self.sign_in(wallet).query());
+        let usage = self.get(&path).send().await.expect(200).json();
+        let rows = usage["keys"].as_array().unwrap();
+        rows.iter().find(|row| row["api_key_id"].is_null()).unwrap().clone()
+    }
+
     /// Waits until nothing of a wallet's is locked, and answers what it then owns.
     pub async fn settled(&self, customer: &Customer) -> Balance {
         let path = format!("/v1/usage/{}", customer.wallet.address());

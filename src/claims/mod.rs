@@ -1,0 +1,133 @@
+//! Requests that may be sent again and are run once: by an idempotency key, or by the payment they
+//! came with.
+//!
+//! A claim is made in the transaction that makes the request's hold, so there is none without the
+//! other, and of two at once one waits for the other's hold. What the upstream answered is kept before
+//! the hold is settled: a crash in between releases the hold, and the request can be run anew.
+
+mod store;
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use crate::clock::Clock;
+use crate::db::{Db, DbError, DbTx};
+use crate::id::Wallet;
+
+/// For so long an idempotency key is remembered, and an answer kept.
+pub const REMEMBERED_SECONDS: i64 = 86_400;
+/// An answer larger than this is not kept.
+pub const MAX_KEPT_BYTES: usize = 1 << 20;
+/// What the names begin with of requests that a payment was made for: these are remembered for ever,
+/// so that no payment buys a second request.
+const OF_PAYMENT: &str = "payment:";
+const OF_KEY: &str = "key:";
+
+/// The name that a request may be sent again by, and what it asks for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claim {
+    pub name: String,
+    pub request_hash: String,
+}
+
+impl Claim {
+    pub fn of_key(key: &str, request_hash: String) -> Self {
+        Self { name: format!("{OF_KEY}{key}"), request_hash }
+    }
+
+    pub fn of_payment(payment_id: i64, request_hash: String) -> Self {
+        Self { name: format!("{OF_PAYMENT}{payment_id}"), request_hash }
+    }
+}
+
+/// What a request asks for, in short: two that differ in a byte differ here.
+pub fn request_hash(path: &str, body: &[u8]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(path.as_bytes());
+    hash.update([0]);
+    hash.update(body);
+    hex::encode(hash.finalize())
+}
+
+/// A request that has the name already.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Claimed {
+    pub request_id: String,
+    pub is_same_request: bool,
+}
+
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Json,
+    Stream,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+/// An answer as the upstream gave it; of a stream the events that the client was sent.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct KeptAnswer {
+    pub kind: Kind,
+    pub body: Bytes,
+}
+
+/// Gives a request its name, inside the transaction that holds for it. `Some` if another has it,
+/// unless that one came to nothing: then the name is free again for the same request.
+pub async fn claim(
+    tx: &mut DbTx,
+    wallet: Wallet,
+    claim: &Claim,
+    request_id: &str,
+    clock: &Clock,
+) -> Result<Option<Claimed>, DbError> {
+    if store::insert(tx, wallet, claim, request_id, clock.now()).await? {
+        return Ok(None);
+    }
+    store::find(tx, wallet, claim).await.map(Some)
+}
+
+/// The answers that are kept.
+#[derive(Clone)]
+pub struct KeptAnswers {
+    db: Db,
+    clock: Clock,
+}
+
+impl KeptAnswers {
+    pub fn new(db: Db, clock: Clock) -> Self {
+        Self { db, clock }
+    }
+
+    /// Keeps an answer, if it is small enough and text.
+    pub async fn keep(&self, request_id: &str, kind: Kind, body: &[u8]) -> Result<(), DbError> {
+        let Some(text) = std::str::from_utf8(body).ok().filter(|text| text.len() <= MAX_KEPT_BYTES) else {
+            return Ok(());
+        };
+        // PostgreSQL holds no NUL in a text.
+        if text.contains('\0') {
+            return Ok(());
+        }
+        let mut tx = self.db.begin().await?;
+        store::keep(&mut tx, request_id, kind, text, self.clock.now()).await?;
+        tx.commit().await
+    }
+
+    pub async fn find(&self, request_id: &str) -> Result<Option<KeptAnswer>, DbError> {
+        store::kept(&self.db, request_id).await
+    }
+
+    /// Forgets what is a day old.
+    pub async fn forget_old(&self) -> Result<(), DbError> {
+        let before = self.clock.now().plus_seconds(-REMEMBERED_SECONDS);
+        let mut tx = self.db.begin().await?;
+        store::forget(&mut tx, before, &format!("{OF_KEY}%")).await?;
+        tx.commit().await
+    }
+}

@@ -1,0 +1,207 @@
+//! A purchase: who pays for a request, and how. By a balance, or by a payment that comes with the
+//! request itself and buys just that: the payer's wallet is credited with it first, and what the
+//! request leaves of it stays that wallet's.
+
+use axum::extract::FromRequestParts;
+use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde_json::json;
+
+use crate::app::App;
+use crate::auth::Principal;
+use crate::claims::{self, Claim};
+use crate::http::extract::{KeyCaller, single};
+use crate::http::{ApiError, json as json_answer, x402};
+use crate::money::MicroUsdc;
+use crate::payments::wire::{Payload, Reason, Requirement};
+use crate::payments::{Payment, PaymentError};
+
+/// A client that must not try again by itself reads this: the OpenAI SDKs do.
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// As long as those that others take.
+const MAX_KEY_CHARS: usize = 255;
+
+/// What a request says of who pays for it. A payment decides; a key beside it is ignored.
+pub enum Buyer {
+    Known(Principal),
+    Payer(Box<Payload>),
+    Nobody,
+}
+
+impl FromRequestParts<App> for Buyer {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        if let Some(header) = x402::payment_header(&parts.headers)? {
+            let payload =
+                Payload::parse(header).map_err(|e| ApiError::invalid("invalid_payload", e.to_string()))?;
+            return Ok(Self::Payer(Box::new(payload)));
+        }
+        match KeyCaller::if_any(parts, app).await? {
+            Some(KeyCaller(principal)) => Ok(Self::Known(principal)),
+            None => Ok(Self::Nobody),
+        }
+    }
+}
+
+/// What is for sale at a path, at what a request can cost at most.
+pub struct Sale<'a> {
+    pub path: &'static str,
+    pub description: &'static str,
+    pub price: MicroUsdc,
+    pub body: &'a [u8],
+}
+
+/// A request that is paid for, as far as its wallet's balance goes.
+pub struct Purchase {
+    pub principal: Principal,
+    pub claim: Option<Claim>,
+    /// The payment that came with it.
+    pub payment: Option<Payment>,
+}
+
+impl Sale<'_> {
+    /// Takes the payment that came with a request, if one did. An answer instead is a 402.
+    pub async fn to(
+        &self,
+        app: &App,
+        buyer: Buyer,
+        headers: &HeaderMap,
+    ) -> Result<Result<Purchase, Response>, ApiError> {
+        match buyer {
+            Buyer::Known(principal) => {
+                let claim = idempotency_key(headers)?
+                    .map(|key| Claim::of_key(key, claims::request_hash(self.path, self.body)));
+                Ok(Ok(Purchase { principal, claim, payment: None }))
+            }
+            Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
+            Buyer::Payer(payload) => self.to_payer(app, &payload).await,
+        }
+    }
+
+    async fn to_payer(&self, app: &App, payload: &Payload) -> Result<Result<Purchase, Response>, ApiError> {
+        let hash = claims::request_hash(self.path, self.body);
+        let paid = match self.check_value(app, payload).await {
+            Ok(None) => app.payments.pay_for(payload, &hash).await,
+            Ok(Some(missing)) => {
+                let sentence = format!("authorize {} micro-USDC or more", self.asked(app, missing));
+                return Ok(Err(self.payment_required(app, missing, Some((Reason::ValueMismatch, sentence)))));
+            }
+            Err(error) => Err(error),
+        };
+        let payment = match paid {
+            Ok(payment) => payment,
+            Err(PaymentError::Refused { reason, sentence }) => {
+                return Ok(Err(self.payment_required(app, self.price, Some((reason, sentence)))));
+            }
+            Err(PaymentError::OutOfBounds) => {
+                let max = app.config.payments.max_topup;
+                let sentence =
+                    format!("authorize {} micro-USDC or more, up to {max}", self.asked(app, self.price));
+                return Ok(Err(self.payment_required(
+                    app,
+                    self.price,
+                    Some((Reason::ValueMismatch, sentence)),
+                )));
+            }
+            // Once a payment has been sent here, what went wrong on our side must not make anybody sign
+            // another: this one may be in the journal.
+            Err(PaymentError::Db(cause)) => return Err(PaymentError::Uncertain(cause.to_string()).into()),
+            Err(PaymentError::Ledger(cause)) => return Err(PaymentError::Uncertain(cause.to_string()).into()),
+            Err(other) => return Err(other.into()),
+        };
+        if payment.state.is_credited() {
+            let principal = Principal { wallet: payment.authorization.from, api_key_id: None };
+            let claim = Some(Claim::of_payment(payment.id, hash));
+            return Ok(Ok(Purchase { principal, claim, payment: Some(payment) }));
+        }
+        if payment.state.status() == "pending" {
+            return Ok(Err(pending(app, &payment)));
+        }
+        let why = payment.last_error.as_deref().unwrap_or("the transfer did not go through");
+        let refusal = (Reason::TransactionFailed, format!("{why}; nothing was taken: sign a new payment"));
+        let response = self.payment_required(app, self.price, Some(refusal));
+        Ok(Err(x402::with_receipt(app, response, &payment, Err(Reason::TransactionFailed))))
+    }
+
+    /// What a new payment and its payer's balance lack together to cover the price, if anything. Of a
+    /// balance nothing is told but to its owner, so the signature is checked before.
+    async fn check_value(&self, app: &App, payload: &Payload) -> Result<Option<MicroUsdc>, PaymentError> {
+        let value = payload.value().ok_or(PaymentError::OutOfBounds)?;
+        if value >= self.price || app.payments.is_known(payload).await? {
+            return Ok(None);
+        }
+        app.payments.check_payer(payload).await?;
+        let available = app.ledger.balance(payload.authorization.from).await?.available();
+        let missing = self.price.checked_sub(available).unwrap_or(self.price);
+        Ok((value < missing).then_some(missing))
+    }
+
+    /// What is asked for where so much is missing: gas must stay in proportion.
+    fn asked(&self, app: &App, missing: MicroUsdc) -> MicroUsdc {
+        missing.max(app.config.payments.min_inline)
+    }
+
+    pub fn terms(&self, app: &App, missing: MicroUsdc) -> Requirement {
+        x402::requirement(app, self.path, self.description, self.asked(app, missing))
+    }
+
+    /// Terms that clients of both versions can pay: v2 in the header, strict v1 in the body.
+    fn payment_required(&self, app: &App, missing: MicroUsdc, refusal: Option<(Reason, String)>) -> Response {
+        x402::payment_required(app, &self.terms(app, missing), true, refusal)
+    }
+}
+
+impl Purchase {
+    /// Adds the receipt of the payment, if one came with the request.
+    pub fn with_receipt(&self, app: &App, response: Response) -> Response {
+        match &self.payment {
+            Some(payment) => x402::with_receipt(app, response, payment, Ok(())),
+            None => response,
+        }
+    }
+
+    /// What the name is that another request has already.
+    pub fn name_is_taken(&self) -> ApiError {
+        if self.payment.is_some() {
+            return payment_already_used();
+        }
+        let message =
+            "this idempotency key was sent with another body before: use a new key for a new request";
+        ApiError::new(StatusCode::CONFLICT, "idempotency_key_reused", message)
+    }
+}
+
+/// The payment of a settlement that has not come through yet: no terms, so that nobody signs again.
+fn pending(app: &App, payment: &Payment) -> Response {
+    let sentence =
+        "settlement_pending: the payment is on its way; send the same request with the same payment again";
+    let body =
+        json!({"x402Version": 1, "error": sentence, "topup_id": payment.id, "tx_hash": payment.tx_hash});
+    let mut response = json_answer(StatusCode::PAYMENT_REQUIRED, &body);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    response.headers_mut().insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    x402::with_receipt(app, response, payment, Err(Reason::SettlementPending))
+}
+
+pub fn payment_already_used() -> ApiError {
+    let message = "this payment was made for another request, or for a top-up: what it left is its wallet's \
+                   balance; sign in to spend it (POST /v1/auth/keys), or sign a new payment";
+    ApiError::new(StatusCode::PAYMENT_REQUIRED, "payment_already_used", message)
+}
+
+fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+    let Some(key) = single(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
+    let key = std::str::from_utf8(key).ok();
+    let key = key.filter(|key| {
+        (1..=MAX_KEY_CHARS).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic())
+    });
+    key.map(Some).ok_or_else(|| {
+        let message =
+            format!("Idempotency-Key must be 1 to {MAX_KEY_CHARS} visible ASCII characters without spaces");
+        ApiError::invalid("invalid_idempotency_key", message)
+    })
+}

@@ -1,0 +1,73 @@
+//! x402 over HTTP: the payment in a request, the terms in a 402, the receipt in an answer.
+
+use axum::http::header::HeaderValue;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::Response;
+use serde_json::Value;
+
+use crate::app::App;
+use crate::http::extract::single;
+use crate::http::{ApiError, json, names, set_header};
+use crate::money::MicroUsdc;
+use crate::payments::Payment;
+use crate::payments::wire::{Reason, Requirement, SettlementResponse, encode_header};
+
+/// The payment, under either of its headers.
+pub fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
+    match (single(headers, &names::PAYMENT_SIGNATURE)?, single(headers, &names::X_PAYMENT)?) {
+        (Some(a), Some(b)) if a != b => {
+            let message = "Payment-Signature and X-Payment hold different payments: send one";
+            Err(ApiError::invalid("conflicting_payments", message))
+        }
+        (a, b) => Ok(a.or(b)),
+    }
+}
+
+/// What is asked for at one of our paths.
+pub fn requirement(app: &App, path: &str, description: &'static str, amount: MicroUsdc) -> Requirement {
+    let base = app.config.public_url.as_str().trim_end_matches('/');
+    Requirement { amount, resource: format!("{base}{path}"), description }
+}
+
+/// The `PAYMENT-REQUIRED` header for these terms.
+pub fn quote_header(app: &App, terms: &Requirement, error: &str) -> HeaderValue {
+    let quote = encode_header(&terms.v2(&app.config.payments, error));
+    // Base64 is always a header value.
+    HeaderValue::try_from(quote).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+/// 402 with terms; after a refusal, with what was wrong: a code in the header, a sentence in the body.
+pub fn payment_required(
+    app: &App,
+    terms: &Requirement,
+    strict_v1: bool,
+    refusal: Option<(Reason, String)>,
+) -> Response {
+    let payments = &app.config.payments;
+    let (code, sentence) = match refusal {
+        None => ("payment required", "payment required".to_owned()),
+        Some((reason, sentence)) => (reason.code(), format!("{}: {sentence}", reason.code())),
+    };
+    let body: Value = if strict_v1 { terms.v1(payments, &sentence) } else { terms.body(payments, &sentence) };
+    let mut response = json(StatusCode::PAYMENT_REQUIRED, &body);
+    response.headers_mut().insert(names::PAYMENT_REQUIRED, quote_header(app, terms, code));
+    response
+}
+
+pub fn with_receipt(
+    app: &App,
+    mut response: Response,
+    payment: &Payment,
+    outcome: Result<(), Reason>,
+) -> Response {
+    let payments = &app.config.payments;
+    let receipt = SettlementResponse {
+        outcome,
+        tx_hash: payment.tx_hash.as_deref().unwrap_or_default(),
+        payer: payment.authorization.from.to_string(),
+        amount: payment.value,
+    };
+    set_header(&mut response, names::PAYMENT_RESPONSE, &encode_header(&receipt.v2(payments)));
+    set_header(&mut response, names::X_PAYMENT_RESPONSE, &encode_header(&receipt.v1(payments)));
+    response
+}
