@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::auth::{Keys, Siwe};
+use crate::auth::{Keys, Nonces, Sessions, SigningKey, Siwe};
 use crate::claims::KeptAnswers;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -44,6 +44,8 @@ pub struct Parts {
     pub ledger: Ledger,
     pub payments: Payments,
     pub siwe: Siwe,
+    pub nonces: Nonces,
+    pub sessions: Sessions,
     pub keys: Keys,
     pub kept: KeptAnswers,
     pub metering: Metering,
@@ -82,7 +84,12 @@ impl App {
             tasks.clone(),
             config.markup,
         );
-        let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, Arc::clone(payments.chain()));
+        let secret = config.auth.session_secret.as_ref();
+        let signing = SigningKey::load(&db, &entropy, clock.now(), secret).await?;
+        let nonces = Nonces::new(&signing, clock.clone(), entropy.clone());
+        let chain = Arc::clone(payments.chain());
+        let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, chain, nonces.clone());
+        let sessions = Sessions::new(db.clone(), clock.clone(), entropy.clone(), signing, &config);
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
         let app = Self(Arc::new(Parts {
             config,
@@ -93,6 +100,8 @@ impl App {
             ledger,
             payments,
             siwe,
+            nonces,
+            sessions,
             keys,
             kept,
             metering,
@@ -139,6 +148,9 @@ impl App {
         }
         if let Err(error) = self.kept.forget_old().await {
             tracing::warn!(%error, "forgetting old answers failed; it is tried again");
+        }
+        if let Err(error) = self.sessions.forget_stale().await {
+            tracing::warn!(%error, "forgetting stale revocations failed; it is tried again");
         }
         if let Err(error) = crate::telemetry::update_gauges(self).await {
             tracing::warn!(%error, "bringing the gauges up to date failed; it is tried again");

@@ -20,6 +20,12 @@ use crate::pricing::{Catalog, Offer, Prices, Reasoning};
 pub const DEFAULT_PATH: &str = "farebox.toml";
 /// The environment variable with the private key that pays for gas.
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
+/// The environment variable with the secret that session tokens and nonces are signed with.
+pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
+/// As many as the hash of HS256 has (RFC 7518, section 3.2).
+const MIN_SESSION_SECRET_BYTES: usize = 32;
+/// A day: what is to last longer is what API keys are for.
+pub const MAX_SESSION_MINUTES: u32 = 1440;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -103,7 +109,14 @@ pub struct Token {
 pub struct Auth {
     /// `host[:port]` values that a sign-in may name.
     pub siwe_domains: Vec<String>,
+    /// Those of `public_url`, its own first, whatever `siwe_domains` says.
+    pub public_domains: Vec<String>,
     pub chain_ids: Vec<u64>,
+    pub session_minutes: u32,
+    /// Whether a sign-in must carry a nonce of ours.
+    pub require_server_nonce: bool,
+    /// `None`: the database keeps one.
+    pub session_secret: Option<SecretString>,
 }
 
 #[derive(Copy, Clone, Debug)]
@@ -272,11 +285,24 @@ impl Default for FilePricing {
     }
 }
 
-#[derive(Deserialize, Default)]
+#[derive(Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct FileAuth {
     siwe_domains: Vec<String>,
     chain_ids: Vec<u64>,
+    session_minutes: u32,
+    require_server_nonce: bool,
+}
+
+impl Default for FileAuth {
+    fn default() -> Self {
+        Self {
+            siwe_domains: Vec::new(),
+            chain_ids: Vec::new(),
+            session_minutes: 60,
+            require_server_nonce: false,
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -377,7 +403,7 @@ impl File {
             log_format: self.log_format,
             cors_origins: check_origins(self.cors_origins)?,
             markup: MarkupBps::new(self.pricing.markup_bps),
-            auth: self.auth.check(&public_url, payments.chain_id)?,
+            auth: self.auth.check(&public_url, payments.chain_id, env)?,
             limits: Limits {
                 requests_per_minute: self.limits.requests_per_minute,
                 requests_per_day: self.limits.requests_per_day,
@@ -467,9 +493,10 @@ impl FilePayments {
 }
 
 impl FileAuth {
-    fn check(self, public_url: &Url, payments_chain: u64) -> Result<Auth, ConfigError> {
+    fn check(self, public_url: &Url, payments_chain: u64, env: &Env) -> Result<Auth, ConfigError> {
+        let public_domains = default_domains(public_url);
         let siwe_domains = if self.siwe_domains.is_empty() {
-            default_domains(public_url)
+            public_domains.clone()
         } else {
             for domain in &self.siwe_domains {
                 if domain.ends_with(":443") || domain.ends_with(":80") {
@@ -488,11 +515,28 @@ impl FileAuth {
             self.siwe_domains.iter().map(|domain| domain.to_ascii_lowercase()).collect()
         };
         let chain_ids = if self.chain_ids.is_empty() { vec![payments_chain] } else { self.chain_ids };
-        Ok(Auth { siwe_domains, chain_ids })
+        if !(1..=MAX_SESSION_MINUTES).contains(&self.session_minutes) {
+            let problem = format!("must be between 1 and {MAX_SESSION_MINUTES}");
+            return Err(invalid("auth.session_minutes", problem));
+        }
+        let session_secret = env.get(SESSION_SECRET).filter(|secret| !secret.is_empty());
+        if session_secret.is_some_and(|secret| secret.len() < MIN_SESSION_SECRET_BYTES) {
+            let problem =
+                format!("is shorter than {MIN_SESSION_SECRET_BYTES} bytes: `openssl rand -hex 32` makes one");
+            return Err(invalid(SESSION_SECRET, problem));
+        }
+        Ok(Auth {
+            siwe_domains,
+            public_domains,
+            chain_ids,
+            session_minutes: self.session_minutes,
+            require_server_nonce: self.require_server_nonce,
+            session_secret: session_secret.cloned().map(SecretString::from),
+        })
     }
 }
 
-/// The domain of the public address; of a machine's own, both of its names.
+/// The domain of the public address, which comes first; of a machine's own, both of its names.
 fn default_domains(public_url: &Url) -> Vec<String> {
     let host = public_url.host_str().unwrap_or_default();
     let with_port = |host: &str| match public_url.port() {
@@ -500,7 +544,8 @@ fn default_domains(public_url: &Url) -> Vec<String> {
         None => host.to_owned(),
     };
     match host {
-        "localhost" | "127.0.0.1" => vec![with_port("localhost"), with_port("127.0.0.1")],
+        "localhost" => vec![with_port("localhost"), with_port("127.0.0.1")],
+        "127.0.0.1" => vec![with_port("127.0.0.1"), with_port("localhost")],
         other => vec![with_port(other)],
     }
 }
@@ -659,8 +704,18 @@ fn usd_problem(text: &str, error: MoneyError) -> String {
 enum Kind {
     Text,
     Integer,
+    Flag,
     TextList,
     IntegerList,
+}
+
+impl Kind {
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Flag => "true or false",
+            _ => "a number",
+        }
+    }
 }
 
 /// Every plain key: its table, its name, its kind.
@@ -688,6 +743,8 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),
+    ("auth", "session_minutes", Kind::Integer),
+    ("auth", "require_server_nonce", Kind::Flag),
     ("limits", "requests_per_minute", Kind::Integer),
     ("limits", "requests_per_day", Kind::Integer),
     ("limits", "keys_per_wallet", Kind::Integer),
@@ -697,8 +754,8 @@ fn override_from_env(table: &mut toml::Table, env: &Env) -> Result<(), ConfigErr
     for (section, key, kind) in KEYS {
         let name = format!("FAREBOX_{}", key.to_ascii_uppercase());
         let Some(text) = env.get(&name) else { continue };
-        let value =
-            env_value(*kind, text).ok_or_else(|| invalid(&name, format!("{text:?} is not a number")))?;
+        let value = env_value(*kind, text)
+            .ok_or_else(|| invalid(&name, format!("{text:?} is not {}", kind.noun())))?;
         let target = if section.is_empty() {
             &mut *table
         } else {
@@ -716,6 +773,7 @@ fn env_value(kind: Kind, text: &str) -> Option<toml::Value> {
     match kind {
         Kind::Text => Some(toml::Value::String(text.to_owned())),
         Kind::Integer => integer(text),
+        Kind::Flag => text.trim().parse().ok().map(toml::Value::Boolean),
         Kind::TextList => {
             Some(parts().map(|part| toml::Value::String(part.to_owned())).collect::<Vec<_>>().into())
         }

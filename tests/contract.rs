@@ -49,14 +49,17 @@ fn the_routes_are_those_of_the_contract() {
         ("/v1/status", "GET", Access::Public),
         ("/v1/models", "GET", Access::Public),
         ("/v1/topup", "POST", Access::X402),
-        ("/v1/topups/{wallet}", "GET", Access::KeyOrSiwe),
-        ("/v1/auth/keys", "POST", Access::Siwe),
-        ("/v1/auth/keys", "GET", Access::Siwe),
-        ("/v1/auth/keys/{key_id}", "DELETE", Access::Siwe),
+        ("/v1/topups/{wallet}", "GET", Access::Caller),
+        ("/v1/auth/nonce", "GET", Access::Public),
+        ("/v1/auth/session", "POST", Access::Siwe),
+        ("/v1/auth/session/revoke", "POST", Access::Session),
+        ("/v1/auth/keys", "POST", Access::Owner),
+        ("/v1/auth/keys", "GET", Access::Owner),
+        ("/v1/auth/keys/{key_id}", "DELETE", Access::Owner),
         ("/v1/chat/completions", "POST", Access::Priced),
-        ("/v1/usage/{wallet}", "GET", Access::KeyOrSiwe),
-        ("/v1/requests", "GET", Access::KeyOrSiwe),
-        ("/v1/requests/{id}", "GET", Access::KeyOrSiwe),
+        ("/v1/usage/{wallet}", "GET", Access::Caller),
+        ("/v1/requests", "GET", Access::Caller),
+        ("/v1/requests/{id}", "GET", Access::Caller),
     ]
     .map(|(path, method, access)| (path, method.to_owned(), access))
     .into();
@@ -84,8 +87,8 @@ async fn every_route_is_public_or_asks_who_calls() {
             Access::Public => assert_eq!(answer.status, 200, "{what}"),
             Access::X402 | Access::Priced => assert_eq!(answer.status, 402, "{what}"),
             // A signed message in the body: without a body there is nothing to read, let alone refuse.
-            Access::Siwe if method != Method::GET => assert!(matches!(answer.status, 400 | 401), "{what}"),
-            Access::KeyOrSiwe | Access::Siwe => assert_eq!(answer.status, 401, "{what}"),
+            Access::Siwe => assert_eq!(answer.status, 400, "{what}"),
+            Access::Caller | Access::Owner | Access::Session => assert_eq!(answer.status, 401, "{what}"),
         }
         // A wrong key never helps, and where a key is asked for it is always 401.
         let mut call = gateway.request(method.clone(), &path).header("authorization", "Bearer sk-wrong");
@@ -93,7 +96,7 @@ async fn every_route_is_public_or_asks_who_calls() {
             call = call.json(&ask("Hello"));
         }
         let wrong = call.send().await;
-        if matches!(access, Access::Priced | Access::KeyOrSiwe) {
+        if matches!(access, Access::Priced | Access::Caller) {
             wrong.error(401, "invalid_api_key");
         }
     }

@@ -20,6 +20,7 @@ mod payments;
 mod program;
 mod races;
 mod restore;
+mod sessions;
 mod streams;
 mod structure;
 mod torture;

@@ -1,11 +1,20 @@
-//! Who a request acts for: sign-in with a wallet (EIP-4361) and the API keys a wallet makes.
+//! Who a request acts for: sign-in with a wallet (EIP-4361, x402's Sign-In-With-X), the sessions that
+//! begin so, and the API keys a wallet makes.
 
 pub mod keys;
+pub mod nonce;
+mod secret;
+pub mod session;
 pub mod siwe;
+pub mod siwx;
 mod store;
 
 pub use keys::{ApiKey, KeyError, Keys};
+pub use nonce::{Nonce, Nonces};
+pub use secret::SigningKey;
+pub use session::{NewSession, SessionError, Sessions};
 pub use siwe::{Purpose, Siwe, SiweError};
+pub use siwx::SiwxError;
 
 use crate::id::Wallet;
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use alloy::primitives::eip191_hash_message;
 use reqwest::Url;
 
-use crate::auth::store;
+use crate::auth::{Nonces, store};
 use crate::chain::{self, Chain};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
@@ -63,6 +63,10 @@ pub enum SiweError {
     Signature(Wallet),
     #[error("the wallet's contract cannot be asked at the moment: try again shortly")]
     ChainUnavailable,
+    #[error(
+        "the nonce is not one that this gateway gave, or its 5 minutes are over: GET /v1/auth/nonce gives one"
+    )]
+    NonceUnknown,
     #[error("the nonce was used for a change already: sign a message with a new nonce")]
     NonceUsed,
     #[error("the nonce was used for reading and cannot make changes: sign a message with a new nonce")]
@@ -84,42 +88,81 @@ pub struct Siwe {
     db: Db,
     clock: Clock,
     domains: Vec<String>,
+    /// Those that this gateway is reached by.
+    public_domains: Vec<String>,
     chain_ids: Vec<u64>,
+    nonces: Nonces,
+    /// Whether only nonces of ours are taken, wherever a message comes.
+    require_server_nonce: bool,
     /// Asked what a contract wallet says to a signature.
     chain: Arc<Chain>,
 }
 
 impl Siwe {
-    pub fn new(db: Db, clock: Clock, config: &config::Auth, chain: Arc<Chain>) -> Self {
-        let (domains, chain_ids) = (config.siwe_domains.clone(), config.chain_ids.clone());
-        Self { db, clock, domains, chain_ids, chain }
+    pub fn new(db: Db, clock: Clock, config: &config::Auth, chain: Arc<Chain>, nonces: Nonces) -> Self {
+        Self {
+            db,
+            clock,
+            domains: config.siwe_domains.clone(),
+            public_domains: config.public_domains.clone(),
+            chain_ids: config.chain_ids.clone(),
+            nonces,
+            require_server_nonce: config.require_server_nonce,
+            chain,
+        }
     }
 
     /// Verifies a signed message and uses its nonce up, as far as `purpose` uses it.
-    ///
-    /// In this order: the message parses; it names our domain, a URI on it, a chain of ours; it is
-    /// fresh, begun and not expired; the wallet signed it; its nonce is good for this.
     pub async fn verify(
         &self,
         message: &str,
         signature: &str,
         purpose: Purpose,
     ) -> Result<Wallet, SiweError> {
+        self.verify_with(message, signature, purpose, &self.domains, self.require_server_nonce).await
+    }
+
+    /// Verifies the answer to a challenge of ours (x402's Sign-In-With-X): its nonce must be ours, and its
+    /// domain may also be the one that this gateway is reached by, as its client insists.
+    pub async fn verify_challenge(
+        &self,
+        message: &str,
+        signature: &str,
+        purpose: Purpose,
+    ) -> Result<Wallet, SiweError> {
+        let domains = [&self.public_domains[..], &self.domains[..]].concat();
+        self.verify_with(message, signature, purpose, &domains, true).await
+    }
+
+    /// In this order: the message parses; it names our domain, a URI on it, a chain of ours; it is
+    /// fresh, begun and not expired; its nonce is ours, where that is asked; the wallet signed it; its
+    /// nonce is good for this.
+    async fn verify_with(
+        &self,
+        message: &str,
+        signature: &str,
+        purpose: Purpose,
+        domains: &[String],
+        server_nonce: bool,
+    ) -> Result<Wallet, SiweError> {
         let signed = parse(message)?;
         let signature = signature.strip_prefix("0x").and_then(|digits| hex::decode(digits).ok());
         let signature = signature.ok_or(SiweError::MalformedSignature)?;
-        self.check_names(&signed)?;
+        self.check_names(&signed, domains)?;
         self.check_times(&signed)?;
+        if server_nonce && !self.nonces.is_ours(&signed.nonce) {
+            return Err(SiweError::NonceUnknown);
+        }
         let wallet = Wallet(signed.address.into());
         self.check_signature(message, &signature, wallet).await?;
         self.use_nonce(wallet, &signed.nonce, purpose).await?;
         Ok(wallet)
     }
 
-    fn check_names(&self, message: &siwe::Message) -> Result<(), SiweError> {
+    fn check_names(&self, message: &siwe::Message, domains: &[String]) -> Result<(), SiweError> {
         let domain = message.domain.to_string().to_ascii_lowercase();
-        if !self.domains.contains(&domain) {
-            return Err(SiweError::Domain { named: domain, expected: self.domains.join(" or ") });
+        if !domains.contains(&domain) {
+            return Err(SiweError::Domain { named: domain, expected: domains.join(" or ") });
         }
         let uri = message.uri.to_string();
         let same_host = Url::parse(&uri).is_ok_and(|url| host_and_port(&url) == Some(domain));

@@ -1,4 +1,4 @@
-//! The SQL of sign-ins and keys.
+//! The SQL of sign-ins, sessions and keys.
 
 use crate::auth::{ApiKey, Principal, Purpose};
 use crate::clock::Timestamp;
@@ -104,4 +104,68 @@ pub async fn live_key(db: &Db, key_sha256: &str) -> Result<Option<Principal>, Db
     let row = db.row(sql, args![key_sha256]).await?;
     let read = |row: DbRow| Ok(Principal { wallet: row.wallet("wallet")?, api_key_id: Some(row.int("id")?) });
     row.map(read).transpose()
+}
+
+/// Keeps a secret under this name unless there is one, and returns the one that is there.
+pub async fn keep_secret(
+    tx: &mut DbTx,
+    name: &'static str,
+    value: &str,
+    now: Timestamp,
+) -> Result<String, DbError> {
+    tx.execute(
+        "INSERT INTO secrets (name, value, created_at_ms) VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
+        args![name, value, now],
+    )
+    .await?;
+    let row = tx.row("SELECT value FROM secrets WHERE name = $1", args![name]).await?;
+    row.ok_or_else(|| DbError::Corrupt("a secret was not kept".into()))?.text("value")
+}
+
+/// What the database knows against a session.
+pub struct SessionState {
+    pub revoked: bool,
+    pub generation: Option<String>,
+}
+
+pub async fn session_state(db: &Db, id: &str, wallet: Wallet) -> Result<SessionState, DbError> {
+    let sql = "SELECT (SELECT COUNT(*) FROM revoked_sessions WHERE id = $1) AS revoked,
+                      (SELECT generation FROM session_generations WHERE wallet = $2) AS generation";
+    let row = db.row(sql, args![id, wallet]).await?;
+    let row = row.ok_or_else(|| DbError::Corrupt("a query of one row has none".into()))?;
+    Ok(SessionState { revoked: row.int("revoked")? > 0, generation: row.text_or_null("generation")? })
+}
+
+pub async fn session_generation(db: &Db, wallet: Wallet) -> Result<Option<String>, DbError> {
+    let sql = "SELECT generation FROM session_generations WHERE wallet = $1";
+    db.row(sql, args![wallet]).await?.map(|row| row.text("generation")).transpose()
+}
+
+pub async fn revoke_session(tx: &mut DbTx, id: &str, forget_at: Timestamp) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO revoked_sessions (id, expires_at_ms) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING",
+        args![id, forget_at],
+    )
+    .await
+    .map(drop)
+}
+
+pub async fn renew_generation(
+    tx: &mut DbTx,
+    wallet: Wallet,
+    generation: &str,
+    forget_at: Timestamp,
+) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO session_generations (wallet, generation, expires_at_ms) VALUES ($1, $2, $3)
+         ON CONFLICT (wallet) DO UPDATE SET generation = $2, expires_at_ms = $3",
+        args![wallet, generation, forget_at],
+    )
+    .await
+    .map(drop)
+}
+
+pub async fn forget_sessions(tx: &mut DbTx, now: Timestamp) -> Result<(), DbError> {
+    tx.execute("DELETE FROM revoked_sessions WHERE expires_at_ms < $1", args![now]).await?;
+    tx.execute("DELETE FROM session_generations WHERE expires_at_ms < $1", args![now]).await.map(drop)
 }

@@ -6,7 +6,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use serde_json::json;
 
-use crate::auth::{KeyError, SiweError};
+use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
 use crate::formats::chat::BadRequest;
 use crate::http::purchase;
@@ -142,6 +142,7 @@ impl From<SiweError> for ApiError {
             SiweError::Expired => "siwe_expired",
             SiweError::NotYetValid => "siwe_not_yet_valid",
             SiweError::Signature(_) => "siwe_wrong_signature",
+            SiweError::NonceUnknown => "siwe_nonce_unknown",
             SiweError::NonceUsed => "siwe_nonce_used",
             SiweError::NonceIsForReading => "siwe_nonce_for_reading",
             SiweError::ChainUnavailable => {
@@ -155,6 +156,28 @@ impl From<SiweError> for ApiError {
         } else {
             Self::unauthorized(code, error.to_string())
         }
+    }
+}
+
+impl From<SiwxError> for ApiError {
+    fn from(error: SiwxError) -> Self {
+        match error {
+            SiwxError::Malformed(_) => Self::invalid("siwx_malformed", error.to_string()),
+            SiwxError::UnsupportedChain(_) => Self::unauthorized("siwx_unsupported_chain", error.to_string()),
+            SiwxError::Siwe(error) => error.into(),
+        }
+    }
+}
+
+impl From<SessionError> for ApiError {
+    fn from(error: SessionError) -> Self {
+        let code = match &error {
+            SessionError::Invalid => "invalid_session",
+            SessionError::Expired => "session_expired",
+            SessionError::Revoked => "session_revoked",
+            SessionError::Db(cause) => return Self::unavailable(cause),
+        };
+        Self::unauthorized(code, error.to_string())
     }
 }
 

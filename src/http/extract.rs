@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-use axum::body::to_bytes;
-use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequest, FromRequestParts, OptionalFromRequestParts, Path, Query, Request};
 use axum::http::header::{AUTHORIZATION, CONTENT_LENGTH};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderName, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderName, Method, StatusCode, Uri};
 use bytes::Bytes;
 use http_body_util::LengthLimitError;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
 use crate::app::App;
-use crate::auth::{Principal, Purpose};
+use crate::auth::{Principal, Purpose, session, siwx};
 use crate::http::{ApiError, names};
 use crate::id::Wallet;
 
@@ -21,8 +21,6 @@ use crate::id::Wallet;
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A signed message, or an amount.
 const SMALL_BODY_BYTES: usize = 64 << 10;
-/// What clients send that pay for each request, where their SDK insists on a key.
-const NO_KEY: &str = "x402";
 const DEFAULT_PAGE: i64 = 20;
 const LARGEST_PAGE: i64 = 100;
 
@@ -38,35 +36,56 @@ impl FromRequestParts<App> for RequestId {
     }
 }
 
-/// The caller, proved by an API key.
-pub struct KeyCaller(pub Principal);
+/// Who calls, however it was proved: by an API key, by a session's token, by a `SIGN-IN-WITH-X` header
+/// or, to read, by a signed message in the query. `Option<Caller>` is for routes that serve others too:
+/// `None` where no proof came; a wrong one is an error all the same.
+pub struct Caller(pub Principal);
 
-impl KeyCaller {
-    /// The caller, if the request carries a key; one that is wrong is an error.
-    pub async fn if_any(parts: &Parts, app: &App) -> Result<Option<Self>, ApiError> {
-        match api_key(&parts.headers)? {
-            Some(key) => Ok(Some(Self(authenticate(app, &key).await?))),
-            None => Ok(None),
-        }
-    }
-}
-
-/// The caller, proved by an API key or by a signed message in the query: enough to read.
-pub struct Reader(pub Principal);
-
-impl FromRequestParts<App> for Reader {
+impl FromRequestParts<App> for Caller {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        if let Some(key) = api_key(&parts.headers)? {
-            return Ok(Self(authenticate(app, &key).await?));
+        if let Some(caller) = Self::find(parts, app).await? {
+            return Ok(caller);
         }
-        let wallet = SiweReader::from_request_parts(parts, app).await?.0;
-        Ok(Self(Principal { wallet, api_key_id: None }))
+        Err(if purpose(parts) == Purpose::Read {
+            ApiError::unauthorized(
+                "missing_credentials",
+                "send an API key or a session's token as `Authorization: Bearer …`, or sign in: an EIP-4361 \
+                 message and its signature as ?message=…&signature=…",
+            )
+        } else {
+            ApiError::unauthorized(
+                "missing_api_key",
+                "send an API key as `Authorization: Bearer sk-…`; POST /v1/auth/keys makes one",
+            )
+        })
     }
 }
 
-impl Reader {
+impl OptionalFromRequestParts<App> for Caller {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Option<Self>, ApiError> {
+        Self::find(parts, app).await
+    }
+}
+
+impl Caller {
+    async fn find(parts: &Parts, app: &App) -> Result<Option<Self>, ApiError> {
+        // A wallet that signs decides; whatever key an SDK insists on sending is then of no matter.
+        if let Some(wallet) = sign_in_header(parts, app).await? {
+            return Ok(Some(Self(Principal { wallet, api_key_id: None })));
+        }
+        if let Some(credential) = credential(&parts.headers)? {
+            return Ok(Some(Self(credential.authenticate(app).await?)));
+        }
+        let signed = if purpose(parts) == Purpose::Read { Signed::from_query(parts)? } else { None };
+        let Some(signed) = signed else { return Ok(None) };
+        let wallet = signed.verify(app, Purpose::Read).await?;
+        Ok(Some(Self(Principal { wallet, api_key_id: None })))
+    }
+
     /// Whether this caller may read what is `wallet`'s.
     pub fn check(&self, wallet: Wallet) -> Result<(), ApiError> {
         if self.0.wallet == wallet {
@@ -78,21 +97,49 @@ impl Reader {
     }
 }
 
-/// The wallet that signed the message in the query.
-pub struct SiweReader(pub Wallet);
+/// What a request may do with a signature: a GET repeats, anything else happens once.
+fn purpose(parts: &Parts) -> Purpose {
+    if matches!(parts.method, Method::GET | Method::HEAD) { Purpose::Read } else { Purpose::Write }
+}
 
-impl FromRequestParts<App> for SiweReader {
+/// The wallet itself, for what no API key may do: by a `SIGN-IN-WITH-X` header, by a signed message, or by
+/// the token of a session that began with one. In this order; API keys are passed over.
+pub struct Owner {
+    pub wallet: Wallet,
+    /// What came with the proof, or instead of it.
+    pub asked: Signed,
+}
+
+impl FromRequest<App> for Owner {
     type Rejection = ApiError;
 
-    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let signed = Signed::from_query(parts)?.ok_or_else(|| {
-            ApiError::unauthorized(
+    async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let purpose = purpose(&parts);
+        let asked = if parts.method == Method::POST { None } else { Signed::from_query(&parts)? };
+        let asked = match asked {
+            None if purpose == Purpose::Write => {
+                Signed::from_whole_body(&read_body(&parts.headers, body, SMALL_BODY_BYTES).await?)?
+            }
+            in_query => in_query,
+        };
+        let wallet = if let Some(wallet) = sign_in_header(&parts, app).await? {
+            wallet
+        } else if let Some(signed) = asked.as_ref().filter(|asked| asked.is_there()) {
+            signed.verify(app, purpose).await?
+        } else if let Some(token) = session_token(&parts.headers)? {
+            app.sessions.authenticate(&token).await?.wallet
+        } else if let Some(incomplete) = &asked {
+            // Says what it lacks.
+            incomplete.verify(app, purpose).await?
+        } else {
+            return Err(ApiError::unauthorized(
                 "missing_credentials",
-                "sign in: send an EIP-4361 message and its signature as ?message=…&signature=… (where only \
-                 a wallet's own data is read, an API key will do)",
-            )
-        })?;
-        Ok(Self(signed.verify(app, Purpose::Read).await?))
+                "only the wallet itself may do this: send an EIP-4361 message and its signature, or a \
+                 session's token as `Authorization: Bearer …`",
+            ));
+        };
+        Ok(Self { wallet, asked: asked.unwrap_or_default() })
     }
 }
 
@@ -109,14 +156,14 @@ impl FromRequestParts<App> for PathText {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
-        let path = Path::<String>::from_request_parts(parts, app).await;
+        let path = <Path<String> as FromRequestParts<App>>::from_request_parts(parts, app).await;
         path.map(|Path(text)| Self(text))
             .map_err(|_| ApiError::invalid("invalid_path", "the path cannot be read: it must be UTF-8"))
     }
 }
 
 /// A signed message, as it travels in a query or in a JSON body.
-#[derive(Deserialize)]
+#[derive(Deserialize, Default)]
 pub struct Signed {
     message: Option<String>,
     signature: Option<String>,
@@ -130,7 +177,21 @@ impl Signed {
         let query = Query::<Self>::try_from_uri(&parts.uri);
         let Query(signed) =
             query.map_err(|_| ApiError::invalid("invalid_query", "the query cannot be read"))?;
-        Ok((signed.message.is_some() || signed.signature.is_some()).then_some(signed))
+        Ok(signed.is_there().then_some(signed))
+    }
+
+    /// From a body; `None` where that is empty.
+    fn from_whole_body(body: &[u8]) -> Result<Option<Self>, ApiError> {
+        if body.trim_ascii().is_empty() { Ok(None) } else { Self::from_body(body).map(Some) }
+    }
+
+    /// From a body; `None` where that holds neither part.
+    pub fn from_body_if_any(body: &[u8]) -> Result<Option<Self>, ApiError> {
+        Ok(Self::from_whole_body(body)?.filter(Self::is_there))
+    }
+
+    fn is_there(&self) -> bool {
+        self.message.is_some() || self.signature.is_some()
     }
 
     pub fn from_body(body: &[u8]) -> Result<Self, ApiError> {
@@ -160,7 +221,8 @@ impl FromRequest<App> for RawBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &App) -> Result<Self, ApiError> {
-        read_body(request, app.config.max_body_bytes).await.map(Self)
+        let (parts, body) = request.into_parts();
+        read_body(&parts.headers, body, app.config.max_body_bytes).await.map(Self)
     }
 }
 
@@ -171,20 +233,21 @@ impl FromRequest<App> for SmallBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, _: &App) -> Result<Self, ApiError> {
-        read_body(request, SMALL_BODY_BYTES).await.map(Self)
+        let (parts, body) = request.into_parts();
+        read_body(&parts.headers, body, SMALL_BODY_BYTES).await.map(Self)
     }
 }
 
-async fn read_body(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+async fn read_body(headers: &HeaderMap, body: Body, limit: usize) -> Result<Bytes, ApiError> {
     let too_large = || {
         let message = format!("the body is larger than {limit} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", message)
     };
-    let announced = request.headers().get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let announced = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
     if announced.and_then(|value| value.parse::<usize>().ok()).is_some_and(|length| length > limit) {
         return Err(too_large());
     }
-    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(request.into_body(), limit)).await {
+    match tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, limit)).await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) if is_over_limit(&error) => Err(too_large()),
         Ok(Err(_)) | Err(_) => Err(ApiError::invalid("incomplete_body", "the body did not arrive whole")),
@@ -270,39 +333,70 @@ pub fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'
     Ok(first)
 }
 
-/// The key a request carries, under either of its headers.
-fn api_key(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError> {
-    let text = |name: &HeaderName| {
-        let value = single(headers, name)?;
-        Ok::<_, ApiError>(value.map(|value| std::str::from_utf8(value).unwrap_or_default()))
-    };
-    let bearer = match text(&AUTHORIZATION)? {
+/// The wallet that a `SIGN-IN-WITH-X` header signs in.
+async fn sign_in_header(parts: &Parts, app: &App) -> Result<Option<Wallet>, ApiError> {
+    let Some(header) = single(&parts.headers, &names::SIGN_IN_WITH_X)? else { return Ok(None) };
+    Ok(Some(siwx::verify(&app.siwe, header, purpose(parts)).await?))
+}
+
+/// What a request carries in `Authorization` or `X-API-Key`.
+enum Credential {
+    ApiKey(SecretString),
+    Session(SecretString),
+}
+
+impl Credential {
+    async fn authenticate(&self, app: &App) -> Result<Principal, ApiError> {
+        match self {
+            Self::Session(token) => Ok(app.sessions.authenticate(token).await?),
+            Self::ApiKey(key) => app.keys.authenticate(key).await?.ok_or_else(|| {
+                let shown: String = key.expose_secret().chars().take(6).collect();
+                let message = format!(
+                    "the API key {shown}… is not known here, or was revoked; POST /v1/auth/keys makes one"
+                );
+                ApiError::unauthorized("invalid_api_key", message)
+            }),
+        }
+    }
+}
+
+/// The credential under either of its headers.
+fn credential(headers: &HeaderMap) -> Result<Option<Credential>, ApiError> {
+    let bearer = match header_text(headers, &AUTHORIZATION)? {
         None => None,
         Some(value) => Some(bearer_token(value).ok_or_else(|| {
             ApiError::unauthorized("invalid_api_key", "Authorization must be `Bearer sk-…`")
         })?),
     };
-    let bearer = bearer.filter(|token| *token != NO_KEY);
-    let key = match (bearer, text(&names::X_API_KEY)?) {
+    let bearer = bearer.filter(|token| *token != NO_CREDENTIAL);
+    let key = match (bearer, header_text(headers, &names::X_API_KEY)?) {
         (Some(a), Some(b)) if a != b => {
             let message = "Authorization and X-API-Key name different keys: send one";
             return Err(ApiError::invalid("conflicting_credentials", message));
         }
         (a, b) => a.or(b),
     };
-    Ok(key.map(SecretString::from))
+    Ok(key.map(|key| {
+        let secret = SecretString::from(key);
+        if session::is_token(key) { Credential::Session(secret) } else { Credential::ApiKey(secret) }
+    }))
+}
+
+/// The session's token in `Authorization`; `None` where that holds something else, such as an API key.
+pub fn session_token(headers: &HeaderMap) -> Result<Option<SecretString>, ApiError> {
+    let bearer = header_text(headers, &AUTHORIZATION)?.and_then(bearer_token);
+    Ok(bearer.filter(|token| session::is_token(token)).map(SecretString::from))
+}
+
+/// What stands where an SDK will not go without an API key, in requests that pay or sign by themselves.
+const NO_CREDENTIAL: &str = "x402";
+
+fn header_text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let value = single(headers, name)?;
+    Ok(value.map(|value| std::str::from_utf8(value).unwrap_or_default()))
 }
 
 fn bearer_token(value: &str) -> Option<&str> {
     let (scheme, token) = value.split_once(' ')?;
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
-}
-
-async fn authenticate(app: &App, key: &SecretString) -> Result<Principal, ApiError> {
-    app.keys.authenticate(key).await?.ok_or_else(|| {
-        let shown: String = key.expose_secret().chars().take(6).collect();
-        let message =
-            format!("the API key {shown}… is not known here, or was revoked; POST /v1/auth/keys makes one");
-        ApiError::unauthorized("invalid_api_key", message)
-    })
 }

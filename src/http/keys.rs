@@ -1,6 +1,6 @@
 //! `/v1/auth/keys`: a signed-in wallet makes, lists and revokes its API keys.
 
-use axum::extract::{FromRequest as _, Request, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, HeaderValue};
 use axum::response::Response;
@@ -8,14 +8,11 @@ use secrecy::ExposeSecret as _;
 use serde_json::json;
 
 use crate::app::App;
-use crate::auth::Purpose;
-use crate::http::extract::{Page, PathText, Signed, SiweReader, SmallBody};
+use crate::http::extract::{Owner, Page, PathText};
 use crate::http::{ApiError, json};
 
-pub async fn create(State(app): State<App>, SmallBody(body): SmallBody) -> Result<Response, ApiError> {
-    let signed = Signed::from_body(&body)?;
-    let wallet = signed.verify(&app, Purpose::Write).await?;
-    let (key, secret) = app.keys.create(wallet, signed.label).await?;
+pub async fn create(State(app): State<App>, owner: Owner) -> Result<Response, ApiError> {
+    let (key, secret) = app.keys.create(owner.wallet, owner.asked.label).await?;
     let body = json!({
         "id": key.id,
         "key": secret.expose_secret(),
@@ -27,13 +24,9 @@ pub async fn create(State(app): State<App>, SmallBody(body): SmallBody) -> Resul
     Ok(response)
 }
 
-pub async fn list(
-    State(app): State<App>,
-    SiweReader(wallet): SiweReader,
-    page: Page,
-) -> Result<Response, ApiError> {
+pub async fn list(State(app): State<App>, page: Page, owner: Owner) -> Result<Response, ApiError> {
     let before = page.parse_cursor(|cursor| cursor.parse().ok())?;
-    let mut keys = app.keys.list(wallet, before, page.rows()).await?;
+    let mut keys = app.keys.list(owner.wallet, before, page.rows()).await?;
     let next_cursor = page.cut(&mut keys, |key| key.id.to_string());
     let row = |key: &crate::auth::ApiKey| {
         json!({
@@ -47,23 +40,13 @@ pub async fn list(
     Ok(json(StatusCode::OK, &json!({"data": data, "next_cursor": next_cursor})))
 }
 
-/// The signed message comes in the body or, from clients that cannot send one, in the query.
 pub async fn revoke(
     State(app): State<App>,
     PathText(key_id): PathText,
-    request: Request,
+    owner: Owner,
 ) -> Result<Response, ApiError> {
-    let (parts, body) = request.into_parts();
-    let signed = match Signed::from_query(&parts)? {
-        Some(signed) => signed,
-        None => {
-            let SmallBody(body) = SmallBody::from_request(Request::from_parts(parts, body), &app).await?;
-            Signed::from_body(&body)?
-        }
-    };
-    let wallet = signed.verify(&app, Purpose::Write).await?;
     let revoked = match key_id.parse() {
-        Ok(id) => app.keys.revoke(wallet, id).await?,
+        Ok(id) => app.keys.revoke(owner.wallet, id).await?,
         Err(_) => false,
     };
     if !revoked {

@@ -9,6 +9,7 @@ mod middleware;
 mod purchase;
 mod requests;
 mod server;
+mod session;
 mod status;
 mod topup;
 mod usage;
@@ -35,11 +36,16 @@ pub enum Access {
     Public,
     /// A payment, which authorizes itself.
     X402,
-    /// An API key, or a payment for the request itself.
+    /// A payment for the request itself, or whoever may call.
     Priced,
-    /// An API key, or a wallet's signature.
-    KeyOrSiwe,
+    /// An API key, a session, a `SIGN-IN-WITH-X` header; to read, a signed message too.
+    Caller,
+    /// The wallet itself: as above, but no API key.
+    Owner,
+    /// A signed message in the body.
     Siwe,
+    /// The token of the session that it ends, or a signed message.
+    Session,
 }
 
 /// All routes, a line each.
@@ -50,14 +56,17 @@ fn routes() -> Routes {
         .get("/v1/status", Access::Public, status::status)
         .get("/v1/models", Access::Public, status::models)
         .post("/v1/topup", Access::X402, topup::topup)
-        .get("/v1/topups/{wallet}", Access::KeyOrSiwe, topup::list)
-        .post("/v1/auth/keys", Access::Siwe, keys::create)
-        .get("/v1/auth/keys", Access::Siwe, keys::list)
-        .delete("/v1/auth/keys/{key_id}", Access::Siwe, keys::revoke)
+        .get("/v1/topups/{wallet}", Access::Caller, topup::list)
+        .get("/v1/auth/nonce", Access::Public, session::nonce)
+        .post("/v1/auth/session", Access::Siwe, session::create)
+        .post("/v1/auth/session/revoke", Access::Session, session::revoke)
+        .post("/v1/auth/keys", Access::Owner, keys::create)
+        .get("/v1/auth/keys", Access::Owner, keys::list)
+        .delete("/v1/auth/keys/{key_id}", Access::Owner, keys::revoke)
         .post("/v1/chat/completions", Access::Priced, chat::completions)
-        .get("/v1/usage/{wallet}", Access::KeyOrSiwe, usage::usage)
-        .get("/v1/requests", Access::KeyOrSiwe, requests::list)
-        .get("/v1/requests/{id}", Access::KeyOrSiwe, requests::get)
+        .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
+        .get("/v1/requests", Access::Caller, requests::list)
+        .get("/v1/requests/{id}", Access::Caller, requests::get)
 }
 
 /// The gateway as a service.
@@ -145,6 +154,7 @@ mod names {
     pub const PAYMENT_SIGNATURE: HeaderName = HeaderName::from_static("payment-signature");
     pub const X_PAYMENT: HeaderName = HeaderName::from_static("x-payment");
     pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+    pub const SIGN_IN_WITH_X: HeaderName = HeaderName::from_static("sign-in-with-x");
     pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     pub const X_CHARGED_USDC: HeaderName = HeaderName::from_static("x-charged-usdc");
     pub const X_BALANCE_USDC: HeaderName = HeaderName::from_static("x-balance-usdc");

@@ -12,7 +12,8 @@ use serde_json::json;
 use crate::app::App;
 use crate::auth::Principal;
 use crate::claims::{self, Claim};
-use crate::http::extract::{KeyCaller, single};
+use crate::http::extract::{Caller, single};
+use crate::http::session::sign_in_extensions;
 use crate::http::{ApiError, json as json_answer, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement};
@@ -40,8 +41,8 @@ impl FromRequestParts<App> for Buyer {
                 Payload::parse(header).map_err(|e| ApiError::invalid("invalid_payload", e.to_string()))?;
             return Ok(Self::Payer(Box::new(payload)));
         }
-        match KeyCaller::if_any(parts, app).await? {
-            Some(KeyCaller(principal)) => Ok(Self::Known(principal)),
+        match Option::<Caller>::from_request_parts(parts, app).await? {
+            Some(Caller(principal)) => Ok(Self::Known(principal)),
             None => Ok(Self::Nobody),
         }
     }
@@ -146,7 +147,9 @@ impl Sale<'_> {
     }
 
     pub fn terms(&self, app: &App, missing: MicroUsdc) -> Requirement {
-        x402::requirement(app, self.path, self.description, self.asked(app, missing))
+        let terms = x402::requirement(app, self.path, self.description, self.asked(app, missing));
+        // A wallet with a balance signs in instead of paying.
+        Requirement { extensions: Some(sign_in_extensions(app, self.path)), ..terms }
     }
 
     /// Terms that clients of both versions can pay: v2 in the header, strict v1 in the body.

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::clock::Timestamp;
-use crate::http::extract::{Page, PathText, Reader};
+use crate::http::extract::{Caller, Page, PathText};
 use crate::http::{ApiError, json};
 use crate::ledger::Receipt;
 
-pub async fn list(State(app): State<App>, reader: Reader, page: Page) -> Result<Response, ApiError> {
+pub async fn list(State(app): State<App>, caller: Caller, page: Page) -> Result<Response, ApiError> {
     let before = page.parse_cursor(parse_cursor)?;
-    let mut receipts = app.ledger.receipts(reader.0.wallet, before, page.rows()).await?;
+    let mut receipts = app.ledger.receipts(caller.0.wallet, before, page.rows()).await?;
     let next_cursor =
         page.cut(&mut receipts, |receipt| format!("{}.{}", receipt.created_at.millis(), receipt.id));
     let data = receipts.iter().map(render).collect();
@@ -25,9 +25,9 @@ pub async fn list(State(app): State<App>, reader: Reader, page: Page) -> Result<
 pub async fn get(
     State(app): State<App>,
     PathText(id): PathText,
-    reader: Reader,
+    caller: Caller,
 ) -> Result<Response, ApiError> {
-    let receipt = app.ledger.receipt(reader.0.wallet, &id).await?;
+    let receipt = app.ledger.receipt(caller.0.wallet, &id).await?;
     let receipt = receipt.ok_or_else(|| {
         ApiError::not_found("request_not_found", "this wallet has no finished request of that id")
     })?;

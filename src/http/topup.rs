@@ -9,7 +9,7 @@ use serde_json::json;
 use serde_json::value::RawValue;
 
 use crate::app::App;
-use crate::http::extract::{Page, PathText, Reader, SmallBody, wallet_in_path};
+use crate::http::extract::{Caller, Page, PathText, SmallBody, wallet_in_path};
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement};
@@ -50,11 +50,11 @@ pub async fn topup(
 pub async fn list(
     State(app): State<App>,
     PathText(wallet): PathText,
-    reader: Reader,
+    caller: Caller,
     page: Page,
 ) -> Result<Response, ApiError> {
     let wallet = wallet_in_path(&wallet)?;
-    reader.check(wallet)?;
+    caller.check(wallet)?;
     let before = page.parse_cursor(|cursor| cursor.parse().ok())?;
     let mut payments = app.payments.of_wallet(wallet, before, page.rows()).await?;
     let next_cursor = page.cut(&mut payments, |payment| payment.id.to_string());

@@ -9,7 +9,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::app::App;
-use crate::http::extract::{PathText, Reader, wallet_in_path};
+use crate::http::extract::{Caller, PathText, wallet_in_path};
 use crate::http::{ApiError, json};
 use crate::ledger::UsageTotal;
 use crate::money::{MicroUsdc, PicoUsd};
@@ -41,10 +41,10 @@ struct KeyUsage {
 pub async fn usage(
     State(app): State<App>,
     PathText(wallet): PathText,
-    reader: Reader,
+    caller: Caller,
 ) -> Result<Response, ApiError> {
     let wallet = wallet_in_path(&wallet)?;
-    reader.check(wallet)?;
+    caller.check(wallet)?;
     let balance = app.ledger.balance(wallet).await?;
     let totals = app.ledger.usage_totals(wallet).await?;
     // Every key has a row, used or not; calls without a key have one if there were any.

@@ -26,7 +26,7 @@ pub fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
 /// What is asked for at one of our paths.
 pub fn requirement(app: &App, path: &str, description: &'static str, amount: MicroUsdc) -> Requirement {
     let base = app.config.public_url.as_str().trim_end_matches('/');
-    Requirement { amount, resource: format!("{base}{path}"), description }
+    Requirement { amount, resource: format!("{base}{path}"), description, extensions: None }
 }
 
 /// The `PAYMENT-REQUIRED` header for these terms.

@@ -69,12 +69,14 @@ pub struct Requirement {
     /// Absolute URL of what is paid for.
     pub resource: String,
     pub description: &'static str,
+    /// x402's extensions that the version 2 terms declare.
+    pub extensions: Option<Value>,
 }
 
 impl Requirement {
     /// A strict v2 `PaymentRequired`, for the `PAYMENT-REQUIRED` header.
     pub fn v2(&self, payments: &Payments, error: &str) -> Value {
-        json!({
+        let mut terms = json!({
             "x402Version": 2,
             "error": error,
             "resource": self.resource_v2(),
@@ -87,7 +89,11 @@ impl Requirement {
                 "maxTimeoutSeconds": MAX_TIMEOUT_SECONDS,
                 "extra": extra(payments),
             }],
-        })
+        });
+        if let Some(extensions) = &self.extensions {
+            terms["extensions"] = extensions.clone();
+        }
+        terms
     }
 
     /// The 402 body: the same terms, with the names that older clients look for beside the new ones.
