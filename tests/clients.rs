@@ -109,6 +109,13 @@ async fn siwe_and_viem() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn sign_in_with_x_for_node() {
+    let house = House::open().await;
+    house.run(&mut node("siwx.mjs"));
+    house.gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn x402_v2_for_node() {
     House::open().await.run_topup(&mut node("x402_v2.mjs")).await;
 }

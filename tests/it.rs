@@ -21,6 +21,7 @@ mod program;
 mod races;
 mod restore;
 mod sessions;
+mod siwx;
 mod streams;
 mod structure;
 mod torture;
