@@ -5,7 +5,10 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
+
+const MS_PER_DAY: i64 = 86_400_000;
 
 /// Unix time in milliseconds.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -30,6 +33,22 @@ impl Timestamp {
 
     pub const fn plus_seconds(self, seconds: i64) -> Self {
         Self(self.0.saturating_add(seconds.saturating_mul(1000)))
+    }
+
+    /// The UTC day this is in, counted from 1970.
+    pub const fn utc_day(self) -> i64 {
+        self.0.div_euclid(MS_PER_DAY)
+    }
+
+    /// When the UTC day this is in ends.
+    pub const fn end_of_utc_day(self) -> Self {
+        Self(self.utc_day().saturating_add(1).saturating_mul(MS_PER_DAY))
+    }
+
+    /// Any RFC 3339 time, cut to milliseconds.
+    pub fn parse_rfc3339(text: &str) -> Option<Self> {
+        let at = OffsetDateTime::parse(text, &Rfc3339).ok()?;
+        i64::try_from(at.unix_timestamp_nanos().div_euclid(1_000_000)).ok().map(Self)
     }
 
     /// RFC 3339 with milliseconds and `Z`, as every time in an answer.
@@ -82,5 +101,24 @@ mod tests {
     fn times_are_rfc3339_with_milliseconds() {
         assert_eq!(Timestamp::from_millis(1_775_563_200_007).rfc3339(), "2026-04-07T12:00:00.007Z");
         assert_eq!(Timestamp::from_millis(0).rfc3339(), "1970-01-01T00:00:00.000Z");
+    }
+
+    #[test]
+    fn times_are_read_in_any_zone() {
+        let noon = Some(Timestamp::from_millis(1_775_563_200_007));
+        for text in ["2026-04-07T12:00:00.007Z", "2026-04-07T14:00:00.0079+02:00"] {
+            assert_eq!(Timestamp::parse_rfc3339(text), noon, "{text}");
+        }
+        for bad in ["", "2026-04-07", "2026-04-07T12:00:00", "1775563200", "2026-13-07T12:00:00Z"] {
+            assert_eq!(Timestamp::parse_rfc3339(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_day_begins_at_midnight_utc() {
+        let noon = Timestamp::from_millis(1_775_563_200_007);
+        assert_eq!(noon.end_of_utc_day().rfc3339(), "2026-04-08T00:00:00.000Z");
+        assert_eq!(noon.end_of_utc_day().utc_day(), noon.utc_day() + 1);
+        assert_eq!(noon.end_of_utc_day().plus_seconds(-1).utc_day(), noon.utc_day());
     }
 }

@@ -425,6 +425,7 @@ fn migrator(driver: Driver) -> Migrator {
         (3, "payments", include_str!("../migrations/0003_payments.sql")),
         (4, "recovery", include_str!("../migrations/0004_recovery.sql")),
         (5, "pay_per_call", include_str!("../migrations/0005_pay_per_call.sql")),
+        (6, "key limits", include_str!("../migrations/0006_key_limits.sql")),
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
     ];
     let own = match driver {

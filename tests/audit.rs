@@ -18,6 +18,7 @@ const ENDS_ONCE: &str = "a hold ends at most once";
 const CHARGES: &str = "each charge has its receipt, each receipt its charge";
 const CREDITS: &str = "each credit has its payment, each payment its credit";
 const TOTALS: &str = "usage totals = the sums of receipts";
+const KEYS: &str = "spending of keys = their receipts and open holds";
 const FIGURES: &str = "charges follow from usage and prices";
 
 /// Books with something of everything in them.
@@ -39,7 +40,9 @@ async fn fill(books: &Books) {
             };
             ledger.end(&ending).await.unwrap();
         }
-        ledger.hold(&hold(format!("req_{payer_id}_open"), payer, 200)).await.unwrap();
+        let mut open = hold(format!("req_{payer_id}_open"), payer, 200);
+        open.api_key_id = Some(1);
+        ledger.hold(&open).await.unwrap();
         assert_eq!(ledger.balance(payer).await.unwrap(), balance(1500 - 2 * 72, 200));
     }
 }
@@ -108,6 +111,7 @@ async fn books_that_agree_pass() {
             CHARGES,
             CREDITS,
             TOTALS,
+            KEYS,
             FIGURES,
         ] {
             assert!(names.contains(&check), "{check} was not checked: {report}");
@@ -225,7 +229,7 @@ const ALTERATIONS: &[Alteration] = &[
         sqlite: &[],
         postgres: &[],
         statement: "DELETE FROM holds WHERE id = 'req_1_open'",
-        drift: &[LOCKED],
+        drift: &[LOCKED, KEYS],
     },
     Alteration {
         what: "a hold that is open again",
@@ -239,14 +243,14 @@ const ALTERATIONS: &[Alteration] = &[
         sqlite: OPEN_RECEIPTS_SQLITE,
         postgres: OPEN_RECEIPTS_POSTGRES,
         statement: "UPDATE receipts SET charged_micro = charged_micro - 1 WHERE id = 'req_1_0'",
-        drift: &[CHARGES, FIGURES, TOTALS],
+        drift: &[CHARGES, FIGURES, TOTALS, KEYS],
     },
     Alteration {
         what: "a receipt charged above its hold",
         sqlite: OPEN_RECEIPTS_SQLITE,
         postgres: OPEN_RECEIPTS_POSTGRES,
         statement: "UPDATE receipts SET charged_micro = hold_micro + 1 WHERE id = 'req_1_0'",
-        drift: &[ENDS_ONCE, CHARGES, FIGURES, TOTALS],
+        drift: &[ENDS_ONCE, CHARGES, FIGURES, TOTALS, KEYS],
     },
     Alteration {
         what: "a receipt's cost",
@@ -267,7 +271,7 @@ const ALTERATIONS: &[Alteration] = &[
         sqlite: OPEN_RECEIPTS_SQLITE,
         postgres: OPEN_RECEIPTS_POSTGRES,
         statement: "DELETE FROM receipts WHERE id = 'req_1_0'",
-        drift: &[CHARGES, TOTALS],
+        drift: &[CHARGES, TOTALS, KEYS],
     },
     Alteration {
         what: "a charge passed off as a release",
@@ -318,6 +322,34 @@ const ALTERATIONS: &[Alteration] = &[
         postgres: &[],
         statement: "DELETE FROM usage_totals WHERE wallet = '0x0101010101010101010101010101010101010101'",
         drift: &[TOTALS],
+    },
+    Alteration {
+        what: "what a key has spent in all",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE key_spending SET spent_micro = spent_micro - 1 WHERE day = 0",
+        drift: &[KEYS],
+    },
+    Alteration {
+        what: "what a key has spent in a day",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE key_spending SET spent_micro = 0 WHERE day > 0",
+        drift: &[KEYS],
+    },
+    Alteration {
+        what: "what a key holds",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE key_spending SET held_micro = held_micro + 1 WHERE day = 0",
+        drift: &[KEYS],
+    },
+    Alteration {
+        what: "the spending of a key deleted",
+        sqlite: &[],
+        postgres: &[],
+        statement: "DELETE FROM key_spending",
+        drift: &[KEYS],
     },
 ];
 

@@ -56,6 +56,8 @@ fn the_routes_are_those_of_the_contract() {
         ("/v1/auth/keys", "POST", Access::Owner),
         ("/v1/auth/keys", "GET", Access::Owner),
         ("/v1/auth/keys/{key_id}", "DELETE", Access::Owner),
+        ("/v1/auth/keys/{key_id}", "PATCH", Access::Owner),
+        ("/v1/auth/keys/{key_id}/rotate", "POST", Access::Owner),
         ("/v1/chat/completions", "POST", Access::Priced),
         ("/v1/usage/{wallet}", "GET", Access::Caller),
         ("/v1/requests", "GET", Access::Caller),

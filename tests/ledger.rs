@@ -4,9 +4,9 @@ mod model;
 
 use std::sync::Arc;
 
-use farebox::clock::Clock;
+use farebox::clock::{Clock, Timestamp};
 use farebox::db::{Access, Arg, Db, DbError};
-use farebox::ledger::{Ended, Ending, HOLD_LOST, Hold, Ledger, LedgerError, Outcome};
+use farebox::ledger::{Balance, Ended, Ending, HOLD_LOST, Hold, Ledger, LedgerError, Outcome, Spending};
 use farebox::money::{MicroUsdc, PicoUsd};
 use farebox::pricing::Usage;
 use tokio::sync::Barrier;
@@ -316,6 +316,119 @@ async fn the_same_end_many_times_at_once_charges_once() {
     .await;
 }
 
+// ---- keys and their caps
+
+/// A key of wallet 1's with these caps, as `POST /v1/auth/keys` would leave it.
+async fn make_key(books: &Books, id: i64, cap: Option<i64>, cap_per_day: Option<i64>) {
+    let mut tx = books.db.begin().await.unwrap();
+    tx.execute(
+        "INSERT INTO wallets (address, created_at_ms) VALUES ($1, 0) ON CONFLICT DO NOTHING",
+        vec![Arg::from(wallet(1))],
+    )
+    .await
+    .unwrap();
+    tx.execute(
+        "INSERT INTO api_keys (id, wallet, key_sha256, created_at_ms, spend_cap_micro, spend_cap_per_day_micro)
+         VALUES ($1, $2, $3, 0, $4, $5)",
+        vec![
+            Arg::from(id),
+            Arg::from(wallet(1)),
+            Arg::from(format!("hash of {id}")),
+            Arg::from(cap),
+            Arg::from(cap_per_day),
+        ],
+    )
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+}
+
+fn keyed(id: &str, micro: i64, created_at: Timestamp) -> Hold {
+    Hold { api_key_id: Some(1), created_at, ..hold(id, wallet(1), micro) }
+}
+
+fn assert_capped(refused: Result<Balance, LedgerError>, spent: i64, held: i64, resets_at: Option<Timestamp>) {
+    match refused {
+        Err(LedgerError::KeyCap(cap)) => {
+            let spending = Spending { spent: MicroUsdc::new(spent), held: MicroUsdc::new(held) };
+            assert_eq!((cap.spending, cap.resets_at), (spending, resets_at));
+        }
+        other => panic!("not capped: {other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_cap_counts_what_is_spent_and_what_is_held() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 10_000).await;
+        make_key(books, 1, Some(500), None).await;
+        ledger.hold(&keyed("req_1", 300, NOW)).await.unwrap();
+        assert_capped(ledger.hold(&keyed("req_2", 201, NOW)).await, 0, 300, None);
+        // The same hold again is the same, though the cap has no room for another.
+        ledger.hold(&keyed("req_1", 300, NOW)).await.unwrap();
+        ledger.hold(&keyed("req_2", 200, NOW)).await.unwrap();
+        // What is settled below its hold, and what is released, makes room again.
+        ledger.end(&settled(&keyed("req_1", 300, NOW), completion(100))).await.unwrap();
+        assert_capped(ledger.hold(&keyed("req_3", 229, NOW)).await, 72, 200, None);
+        ledger.end(&Ending::released(keyed("req_2", 200, NOW), "upstream_failed")).await.unwrap();
+        ledger.hold(&keyed("req_3", 428, NOW)).await.unwrap();
+        assert_capped(ledger.hold(&keyed("req_4", 1, NOW)).await, 72, 428, None);
+        // Calls without the key are not its affair, and a refusal left nothing locked.
+        ledger.hold(&hold("req_5", payer, 1000)).await.unwrap();
+        assert_eq!(ledger.balance(payer).await.unwrap(), balance(10_000 - 72, 1428));
+        // A wallet that cannot cover it either is told of the cap: a top-up would not help.
+        assert_capped(ledger.hold(&keyed("req_6", 50_000, NOW)).await, 72, 428, None);
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_cap_per_day_begins_anew_at_midnight_utc() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 10_000).await;
+        make_key(books, 1, None, Some(300)).await;
+        let midnight = NOW.end_of_utc_day();
+        let last_second = midnight.plus_seconds(-1);
+        ledger.hold(&keyed("req_1", 300, last_second)).await.unwrap();
+        assert_capped(ledger.hold(&keyed("req_2", 1, last_second)).await, 0, 300, Some(midnight));
+        ledger.hold(&keyed("req_2", 300, midnight)).await.unwrap();
+        // What ends after midnight still counts on the day it was held on.
+        ledger.end(&settled(&keyed("req_1", 300, last_second), completion(100))).await.unwrap();
+        let next_midnight = midnight.end_of_utc_day();
+        assert_capped(ledger.hold(&keyed("req_3", 1, midnight)).await, 0, 300, Some(next_midnight));
+        ledger.end(&Ending::released(keyed("req_2", 300, midnight), "upstream_failed")).await.unwrap();
+        ledger.hold(&keyed("req_3", 300, midnight)).await.unwrap();
+        // Another node's clock may be a little behind: its holds count on its day.
+        ledger.hold(&keyed("req_4", 228, last_second)).await.unwrap();
+        assert_capped(ledger.hold(&keyed("req_5", 1, last_second)).await, 72, 228, Some(midnight));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sixty_four_holds_at_once_cannot_overrun_a_cap() {
+    both(async |books| {
+        let payer = wallet(1);
+        books.credit(payer, 1_000_000).await;
+        make_key(books, 1, Some(1000), None).await;
+        let nodes = [books.ledger("a"), books.ledger("b")];
+        let holds: Vec<_> = (0..64).map(|number| keyed(&format!("req_{number}"), 99, NOW)).collect();
+        let made = holds.iter().enumerate().map(|(number, hold)| nodes[number % 2].hold(hold));
+        let made = futures_util::future::join_all(made).await;
+        assert_eq!(made.iter().filter(|made| made.is_ok()).count(), 10);
+        assert!(made.iter().all(|made| matches!(made, Ok(_) | Err(LedgerError::KeyCap(_)))), "{made:?}");
+        assert_eq!(nodes[0].balance(payer).await.unwrap(), balance(1_000_000, 990));
+        let kept = nodes[0].spending_of_keys(payer).await.unwrap()[&1].0;
+        assert_eq!(kept, Spending { spent: MicroUsdc::ZERO, held: MicroUsdc::new(990) });
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
 // ---- a hold that the database lost
 
 /// Takes a hold's row and its lock away, as a database does that crashed before it wrote them to disk.
@@ -329,6 +442,14 @@ async fn lose(books: &Books, held: &Hold) {
     )
     .await
     .unwrap();
+    if let Some(key) = held.api_key_id {
+        tx.execute(
+            "UPDATE key_spending SET held_micro = held_micro - $2 WHERE api_key_id = $1 AND day IN (0, $3)",
+            vec![Arg::from(key), Arg::from(held.amount), Arg::from(held.created_at.utc_day())],
+        )
+        .await
+        .unwrap();
+    }
     tx.commit().await.unwrap();
 }
 

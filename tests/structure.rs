@@ -22,7 +22,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("claims", &["clock", "id", "db"]),
     ("ledger", &["money", "clock", "id", "db", "pricing", "claims"]),
     ("chain", &["money", "clock", "id", "config"]),
-    ("auth", &["clock", "id", "db", "config", "chain"]),
+    ("auth", &["money", "clock", "id", "db", "config", "chain"]),
     ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),
     ("providers", &["config"]),
     (

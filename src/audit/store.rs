@@ -147,6 +147,23 @@ pub const CHECKS: &[Check] = &[
                   HAVING SUM(requests) <> 0 OR SUM(prompt) <> 0 OR SUM(completion) <> 0
                       OR SUM(charged) <> 0 OR SUM(revenue) <> 0",
     },
+    Check {
+        name: "spending of keys = their receipts and open holds",
+        of: "totals of keys",
+        count: "SELECT COUNT(*) AS n FROM key_spending",
+        at_odds: "SELECT 'key ' || api_key_id || ' day ' || day AS what FROM (
+                      SELECT api_key_id, day, spent_micro AS spent, held_micro AS held FROM key_spending
+                      UNION ALL
+                      SELECT api_key_id, 0, -charged_micro, 0 FROM receipts
+                      UNION ALL
+                      SELECT api_key_id, created_at_ms / 86400000, -charged_micro, 0 FROM receipts
+                      UNION ALL
+                      SELECT api_key_id, 0, 0, -amount_micro FROM holds
+                      UNION ALL
+                      SELECT api_key_id, created_at_ms / 86400000, 0, -amount_micro FROM holds
+                  ) both_sides WHERE api_key_id IS NOT NULL GROUP BY api_key_id, day
+                  HAVING SUM(spent) <> 0 OR SUM(held) <> 0",
+    },
 ];
 
 pub async fn at_odds(tx: &mut DbTx, check: &Check) -> Result<AtOdds, DbError> {

@@ -3,9 +3,9 @@
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
-use crate::auth::{Principal, store};
+use crate::auth::{KeyLimits, LimitChanges, Principal, store};
 use crate::clock::{Clock, Timestamp};
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, DbTx};
 use crate::id::{Entropy, Wallet};
 
 /// A label is a name, not a text.
@@ -17,6 +17,13 @@ pub enum KeyError {
     LabelTooLong,
     #[error("the label must not hold control characters")]
     LabelNotText,
+    #[error("expires_at must be in the future")]
+    ExpiresInThePast,
+    /// Of the caller's own.
+    #[error("the API key expired at {}", .0.rfc3339())]
+    Expired(Timestamp),
+    #[error("the key was revoked, and stays so: make a new one")]
+    Revoked,
     #[error("this wallet has {0} keys, as many as it may: revoke one first")]
     TooMany(u32),
     #[error(transparent)]
@@ -30,6 +37,7 @@ pub struct ApiKey {
     pub label: Option<String>,
     pub created_at: Timestamp,
     pub revoked_at: Option<Timestamp>,
+    pub limits: KeyLimits,
 }
 
 /// The keys of all wallets.
@@ -52,20 +60,77 @@ impl Keys {
         &self,
         wallet: Wallet,
         label: Option<String>,
+        limits: KeyLimits,
     ) -> Result<(ApiKey, SecretString), KeyError> {
         if let Some(label) = &label {
             check_label(label)?;
         }
-        let key = format!("sk-{}", hex::encode(self.entropy.bytes::<32>()));
         let now = self.clock.now();
+        if limits.is_expired(now) {
+            return Err(KeyError::ExpiresInThePast);
+        }
+        let secret = self.draw();
         let mut tx = self.db.begin().await?;
-        let live = store::lock_and_count_live(&mut tx, wallet, now).await?;
+        self.check_room(&mut tx, wallet, now).await?;
+        let id = tx.next_id("api_keys").await?;
+        let key = ApiKey { id, label, created_at: now, revoked_at: None, limits };
+        store::insert_key(&mut tx, wallet, &key, &sha256_hex(&secret)).await?;
+        tx.commit().await?;
+        Ok((key, SecretString::from(secret)))
+    }
+
+    /// A new secret. It is shown to its maker and kept nowhere.
+    fn draw(&self) -> String {
+        format!("sk-{}", hex::encode(self.entropy.bytes::<32>()))
+    }
+
+    /// Whether the wallet may have one more live key.
+    async fn check_room(&self, tx: &mut DbTx, wallet: Wallet, now: Timestamp) -> Result<(), KeyError> {
+        let live = store::lock_and_count_live(tx, wallet, now).await?;
         if self.per_wallet > 0 && live >= i64::from(self.per_wallet) {
             return Err(KeyError::TooMany(self.per_wallet));
         }
-        let id = store::insert_key(&mut tx, wallet, &sha256_hex(&key), label.clone(), now).await?;
+        Ok(())
+    }
+
+    /// Changes the limits of a live key of this wallet; `None` if there is no such key.
+    pub async fn change(
+        &self,
+        wallet: Wallet,
+        id: i64,
+        changes: LimitChanges,
+    ) -> Result<Option<ApiKey>, KeyError> {
+        let now = self.clock.now();
+        let mut tx = self.db.begin().await?;
+        let Some(key) = store::lock_key(&mut tx, wallet, id).await? else { return Ok(None) };
+        if key.revoked_at.is_some() {
+            return Err(KeyError::Revoked);
+        }
+        let sets_expiry = changes.expires_at.is_some();
+        let limits = changes.apply(key.limits.clone());
+        if sets_expiry && limits.is_expired(now) {
+            return Err(KeyError::ExpiresInThePast);
+        }
+        if key.limits.is_expired(now) && !limits.is_expired(now) {
+            self.check_room(&mut tx, wallet, now).await?;
+        }
+        let key = ApiKey { limits, ..key };
+        store::set_limits(&mut tx, &key).await?;
         tx.commit().await?;
-        Ok((ApiKey { id, label, created_at: now, revoked_at: None }, SecretString::from(key)))
+        Ok(Some(key))
+    }
+
+    /// Gives a live key of this wallet a new secret; the old one is no longer known from then on.
+    pub async fn rotate(&self, wallet: Wallet, id: i64) -> Result<Option<(ApiKey, SecretString)>, KeyError> {
+        let mut tx = self.db.begin().await?;
+        let Some(key) = store::lock_key(&mut tx, wallet, id).await? else { return Ok(None) };
+        if key.revoked_at.is_some() {
+            return Err(KeyError::Revoked);
+        }
+        let secret = self.draw();
+        store::set_secret(&mut tx, id, &sha256_hex(&secret)).await?;
+        tx.commit().await?;
+        Ok(Some((key, SecretString::from(secret))))
     }
 
     /// A wallet's keys, revoked ones too, newest first, older than `before`.
@@ -86,7 +151,8 @@ impl Keys {
         Ok(found)
     }
 
-    /// The principal a key stands for; `None` for one that is unknown or revoked.
+    /// The principal a key stands for; `None` for one that is unknown or revoked. One that has expired
+    /// is an error of its own.
     ///
     /// It is looked up by its hash, so how long that takes says nothing of how near a guess was.
     pub async fn authenticate(&self, key: &SecretString) -> Result<Option<Principal>, KeyError> {
@@ -94,7 +160,11 @@ impl Keys {
         if !is_well_formed(key) {
             return Ok(None);
         }
-        Ok(store::live_key(&self.db, &sha256_hex(key)).await?)
+        let principal = store::live_key(&self.db, &sha256_hex(key)).await?;
+        match principal.as_ref().and_then(|principal| principal.key_limits.expires_at) {
+            Some(at) if at <= self.clock.now() => Err(KeyError::Expired(at)),
+            _ => Ok(principal),
+        }
     }
 }
 

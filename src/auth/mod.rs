@@ -2,6 +2,7 @@
 //! begin so, and the API keys a wallet makes.
 
 pub mod keys;
+mod limits;
 pub mod nonce;
 mod secret;
 pub mod session;
@@ -10,6 +11,7 @@ pub mod siwx;
 mod store;
 
 pub use keys::{ApiKey, KeyError, Keys};
+pub use limits::{KeyLimits, LimitChanges};
 pub use nonce::{Nonce, Nonces};
 pub use secret::SigningKey;
 pub use session::{NewSession, SessionError, Sessions};
@@ -19,8 +21,10 @@ pub use siwx::SiwxError;
 use crate::id::Wallet;
 
 /// The wallet a request acts for, and the key it came with, if it came with one.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Principal {
     pub wallet: Wallet,
     pub api_key_id: Option<i64>,
+    /// Those of the key; without one there are none.
+    pub key_limits: KeyLimits,
 }

@@ -100,7 +100,7 @@ impl Sessions {
         if known.revoked || other_generation {
             return Err(SessionError::Revoked);
         }
-        Ok(Principal { wallet, api_key_id: None })
+        Ok(Principal::of_wallet(wallet))
     }
 
     /// Ends the session of this token; one that has ended so already has, all the same.

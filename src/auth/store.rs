@@ -1,9 +1,12 @@
 //! The SQL of sign-ins, sessions and keys.
 
-use crate::auth::{ApiKey, Principal, Purpose};
+use std::sync::Arc;
+
+use crate::auth::{ApiKey, KeyLimits, Principal, Purpose};
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
+use crate::money::MicroUsdc;
 
 /// Uses a nonce for the first time; `false` if it was used before.
 pub async fn claim_nonce(
@@ -43,8 +46,9 @@ pub async fn lock_and_count_live(tx: &mut DbTx, wallet: Wallet, now: Timestamp) 
     .await?;
     let row = tx
         .row(
-            "SELECT COUNT(*) AS live FROM api_keys WHERE wallet = $1 AND revoked_at_ms IS NULL",
-            args![wallet],
+            "SELECT COUNT(*) AS live FROM api_keys WHERE wallet = $1 AND revoked_at_ms IS NULL
+             AND (expires_at_ms IS NULL OR expires_at_ms > $2)",
+            args![wallet, now],
         )
         .await?;
     row.map_or(Ok(0), |row| row.int("live"))
@@ -53,17 +57,72 @@ pub async fn lock_and_count_live(tx: &mut DbTx, wallet: Wallet, now: Timestamp) 
 pub async fn insert_key(
     tx: &mut DbTx,
     wallet: Wallet,
+    key: &ApiKey,
     key_sha256: &str,
-    label: Option<String>,
-    now: Timestamp,
-) -> Result<i64, DbError> {
-    let id = tx.next_id("api_keys").await?;
+) -> Result<(), DbError> {
     tx.execute(
         "INSERT INTO api_keys (id, wallet, key_sha256, label, created_at_ms) VALUES ($1, $2, $3, $4, $5)",
-        args![id, wallet, key_sha256, label, now],
+        args![key.id, wallet, key_sha256, key.label.clone(), key.created_at],
     )
     .await?;
-    Ok(id)
+    set_limits(tx, key).await
+}
+
+pub async fn set_limits(tx: &mut DbTx, key: &ApiKey) -> Result<(), DbError> {
+    let limits = &key.limits;
+    let models = limits.allowed_models.as_deref().map(serde_json::to_string).transpose();
+    let models = models.map_err(|e| DbError::Corrupt(format!("allowed_models: {e}")))?;
+    tx.execute(
+        "UPDATE api_keys SET expires_at_ms = $2, spend_cap_micro = $3, spend_cap_per_day_micro = $4,
+                             allowed_models = $5, requests_per_minute = $6
+         WHERE id = $1",
+        args![
+            key.id,
+            limits.expires_at.map(Timestamp::millis),
+            limits.spend_cap.map(MicroUsdc::get),
+            limits.spend_cap_per_day.map(MicroUsdc::get),
+            models,
+            limits.requests_per_minute.map(i64::from)
+        ],
+    )
+    .await
+    .map(drop)
+}
+
+pub async fn set_secret(tx: &mut DbTx, id: i64, key_sha256: &str) -> Result<(), DbError> {
+    tx.execute("UPDATE api_keys SET key_sha256 = $2 WHERE id = $1", args![id, key_sha256]).await.map(drop)
+}
+
+/// One key of a wallet, with the wallet's row kept from others until the transaction ends.
+pub async fn lock_key(tx: &mut DbTx, wallet: Wallet, id: i64) -> Result<Option<ApiKey>, DbError> {
+    let sql = "UPDATE wallets SET created_at_ms = created_at_ms WHERE address = $1";
+    tx.execute(sql, args![wallet]).await?;
+    let row = tx.row("SELECT * FROM api_keys WHERE id = $1 AND wallet = $2", args![id, wallet]).await?;
+    row.as_ref().map(read_key).transpose()
+}
+
+fn read_key(row: &DbRow) -> Result<ApiKey, DbError> {
+    Ok(ApiKey {
+        id: row.int("id")?,
+        label: row.text_or_null("label")?,
+        created_at: row.time("created_at_ms")?,
+        revoked_at: row.time_or_null("revoked_at_ms")?,
+        limits: read_limits(row)?,
+    })
+}
+
+fn read_limits(row: &DbRow) -> Result<KeyLimits, DbError> {
+    let corrupt = |what: String| DbError::Corrupt(format!("limits of a key: {what}"));
+    let models = row.text_or_null("allowed_models")?;
+    let models = models.map(|text| serde_json::from_str::<Vec<String>>(&text)).transpose();
+    let per_minute = row.int_or_null("requests_per_minute")?.map(u32::try_from).transpose();
+    Ok(KeyLimits {
+        expires_at: row.time_or_null("expires_at_ms")?,
+        spend_cap: row.int_or_null("spend_cap_micro")?.map(MicroUsdc::new),
+        spend_cap_per_day: row.int_or_null("spend_cap_per_day_micro")?.map(MicroUsdc::new),
+        allowed_models: models.map_err(|e| corrupt(e.to_string()))?.map(Arc::from),
+        requests_per_minute: per_minute.map_err(|e| corrupt(e.to_string()))?,
+    })
 }
 
 pub async fn keys_of(
@@ -78,15 +137,7 @@ pub async fn keys_of(
             args![wallet, before.unwrap_or(i64::MAX), limit],
         )
         .await?;
-    let read = |row: &DbRow| {
-        Ok(ApiKey {
-            id: row.int("id")?,
-            label: row.text_or_null("label")?,
-            created_at: row.time("created_at_ms")?,
-            revoked_at: row.time_or_null("revoked_at_ms")?,
-        })
-    };
-    rows.iter().map(read).collect()
+    rows.iter().map(read_key).collect()
 }
 
 pub async fn revoke_key(tx: &mut DbTx, wallet: Wallet, id: i64, now: Timestamp) -> Result<bool, DbError> {
@@ -100,9 +151,15 @@ pub async fn revoke_key(tx: &mut DbTx, wallet: Wallet, id: i64, now: Timestamp) 
 }
 
 pub async fn live_key(db: &Db, key_sha256: &str) -> Result<Option<Principal>, DbError> {
-    let sql = "SELECT id, wallet FROM api_keys WHERE key_sha256 = $1 AND revoked_at_ms IS NULL";
+    let sql = "SELECT * FROM api_keys WHERE key_sha256 = $1 AND revoked_at_ms IS NULL";
     let row = db.row(sql, args![key_sha256]).await?;
-    let read = |row: DbRow| Ok(Principal { wallet: row.wallet("wallet")?, api_key_id: Some(row.int("id")?) });
+    let read = |row: DbRow| {
+        Ok(Principal {
+            wallet: row.wallet("wallet")?,
+            api_key_id: Some(row.int("id")?),
+            key_limits: read_limits(&row)?,
+        })
+    };
     row.map(read).transpose()
 }
 

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::formats::chat::ChatRequest;
 use crate::http::extract::{RawBody, RequestId};
 use crate::http::purchase::{Buyer, Sale};
-use crate::http::{ApiError, json_bytes, names, set_header, x402};
+use crate::http::{ApiError, json_bytes, key_limits, names, set_header, x402};
 use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
 
@@ -29,6 +29,9 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let request = ChatRequest::parse(&body)?;
     let offer = app.config.catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
+    if let Buyer::Known(principal) = &buyer {
+        key_limits::check_model(principal, &offer.id)?;
+    }
     let bounds = request.bounds(offer)?;
     let price = app.metering.price(bounds, offer)?;
     let sale = Sale { path: PATH, description: "One chat completion", price, body: &body };
@@ -36,7 +39,8 @@ pub async fn completions(
         Ok(purchase) => purchase,
         Err(payment_required) => return Ok(payment_required),
     };
-    let order = Order { id, principal: purchase.principal, claim: purchase.claim.clone() };
+    let wallet = purchase.principal.wallet;
+    let order = Order { id, principal: purchase.principal.clone(), claim: purchase.claim.clone() };
     let answered = if request.stream {
         app.metering.stream(order, &request, bounds, offer).await.map(event_stream)
     } else {
@@ -45,7 +49,6 @@ pub async fn completions(
     let response = match answered {
         Ok(response) => response,
         Err(MeteringError::Claimed(claimed)) if claimed.is_same_request => {
-            let wallet = purchase.principal.wallet;
             replayed(app.metering.replay(wallet, &claimed.request_id).await?, &claimed.request_id)?
         }
         Err(MeteringError::Claimed(_)) => return Err(purchase.name_is_taken()),

@@ -10,7 +10,7 @@ use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
 use crate::formats::chat::BadRequest;
 use crate::http::purchase;
-use crate::ledger::LedgerError;
+use crate::ledger::{KeyCap, LedgerError};
 use crate::metering::MeteringError;
 use crate::payments::PaymentError;
 use crate::providers::UpstreamError;
@@ -112,9 +112,28 @@ impl From<LedgerError> for ApiError {
                 let message = format!("{error}: ask the operator");
                 Self::new(StatusCode::FORBIDDEN, "wallet_frozen", message)
             }
+            LedgerError::KeyCap(cap) => key_cap_reached(cap),
             _ => Self::unavailable(&error),
         }
     }
+}
+
+/// Paying would not help, so no terms of a top-up come with it.
+fn key_cap_reached(reached: &KeyCap) -> ApiError {
+    let KeyCap { cap, spending, required, resets_at } = reached;
+    let (period, resets) = match resets_at {
+        Some(at) => (" a day", format!("it begins anew at {}", at.rfc3339())),
+        None => ("", "it does not begin anew".to_owned()),
+    };
+    let message = format!(
+        "this key may spend {} USDC{period}: {} are spent, {} are held by requests under way, and this one \
+         may cost {}; {resets}: lower max_tokens, or have the wallet raise the cap with PATCH /v1/auth/keys/{{id}}",
+        cap.to_usd(),
+        spending.spent.to_usd(),
+        spending.held.to_usd(),
+        required.to_usd(),
+    );
+    ApiError::new(StatusCode::PAYMENT_REQUIRED, "key_spend_cap_reached", message)
 }
 
 impl From<KeyError> for ApiError {
@@ -123,6 +142,14 @@ impl From<KeyError> for ApiError {
             KeyError::LabelTooLong | KeyError::LabelNotText => {
                 Self::invalid("invalid_label", error.to_string()).with_param("label")
             }
+            KeyError::ExpiresInThePast => {
+                Self::invalid("invalid_value", error.to_string()).with_param("expires_at")
+            }
+            KeyError::Expired(_) => {
+                let message = format!("{error}: its wallet can move its expires_at, or make another key");
+                Self::unauthorized("api_key_expired", message)
+            }
+            KeyError::Revoked => Self::new(StatusCode::CONFLICT, "key_revoked", error.to_string()),
             KeyError::TooMany(_) => Self::new(StatusCode::CONFLICT, "too_many_keys", error.to_string()),
             KeyError::Db(cause) => cause.into(),
         }

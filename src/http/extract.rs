@@ -75,7 +75,7 @@ impl Caller {
     async fn find(parts: &Parts, app: &App) -> Result<Option<Self>, ApiError> {
         // A wallet that signs decides; whatever key an SDK insists on sending is then of no matter.
         if let Some(wallet) = sign_in_header(parts, app).await? {
-            return Ok(Some(Self(Principal { wallet, api_key_id: None })));
+            return Ok(Some(Self(Principal::of_wallet(wallet))));
         }
         if let Some(credential) = credential(&parts.headers)? {
             return Ok(Some(Self(credential.authenticate(app).await?)));
@@ -83,7 +83,7 @@ impl Caller {
         let signed = if purpose(parts) == Purpose::Read { Signed::from_query(parts)? } else { None };
         let Some(signed) = signed else { return Ok(None) };
         let wallet = signed.verify(app, Purpose::Read).await?;
-        Ok(Some(Self(Principal { wallet, api_key_id: None })))
+        Ok(Some(Self(Principal::of_wallet(wallet))))
     }
 
     /// Whether this caller may read what is `wallet`'s.
@@ -108,6 +108,8 @@ pub struct Owner {
     pub wallet: Wallet,
     /// What came with the proof, or instead of it.
     pub asked: Signed,
+    /// The whole body, where there was one to read.
+    pub body: Bytes,
 }
 
 impl FromRequest<App> for Owner {
@@ -117,9 +119,11 @@ impl FromRequest<App> for Owner {
         let (parts, body) = request.into_parts();
         let purpose = purpose(&parts);
         let asked = if parts.method == Method::POST { None } else { Signed::from_query(&parts)? };
+        let mut whole = Bytes::new();
         let asked = match asked {
             None if purpose == Purpose::Write => {
-                Signed::from_whole_body(&read_body(&parts.headers, body, SMALL_BODY_BYTES).await?)?
+                whole = read_body(&parts.headers, body, SMALL_BODY_BYTES).await?;
+                Signed::from_whole_body(&whole)?
             }
             in_query => in_query,
         };
@@ -139,7 +143,7 @@ impl FromRequest<App> for Owner {
                  session's token as `Authorization: Bearer …`",
             ));
         };
-        Ok(Self { wallet, asked: asked.unwrap_or_default() })
+        Ok(Self { wallet, asked: asked.unwrap_or_default(), body: whole })
     }
 }
 

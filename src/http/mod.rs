@@ -3,6 +3,7 @@
 mod chat;
 mod error;
 mod extract;
+mod key_limits;
 mod keys;
 mod leftover;
 mod middleware;
@@ -62,7 +63,9 @@ fn routes() -> Routes {
         .post("/v1/auth/session/revoke", Access::Session, session::revoke)
         .post("/v1/auth/keys", Access::Owner, keys::create)
         .get("/v1/auth/keys", Access::Owner, keys::list)
+        .patch("/v1/auth/keys/{key_id}", Access::Owner, keys::change)
         .delete("/v1/auth/keys/{key_id}", Access::Owner, keys::revoke)
+        .post("/v1/auth/keys/{key_id}/rotate", Access::Owner, keys::rotate)
         .post("/v1/chat/completions", Access::Priced, chat::completions)
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)
@@ -93,6 +96,10 @@ impl Routes {
 
     fn post<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {
         self.add(Method::POST, MethodFilter::POST, path, access, handler)
+    }
+
+    fn patch<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {
+        self.add(Method::PATCH, MethodFilter::PATCH, path, access, handler)
     }
 
     fn delete<T: 'static>(self, path: &'static str, access: Access, handler: impl Handler<T, App>) -> Self {

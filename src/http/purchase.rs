@@ -115,7 +115,7 @@ impl Sale<'_> {
             Err(other) => return Err(other.into()),
         };
         if payment.state.is_credited() {
-            let principal = Principal { wallet: payment.authorization.from, api_key_id: None };
+            let principal = Principal::of_wallet(payment.authorization.from);
             let claim = Some(Claim::of_payment(payment.id, hash));
             return Ok(Ok(Purchase { principal, claim, payment: Some(payment) }));
         }

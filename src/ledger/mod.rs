@@ -9,6 +9,7 @@ mod store;
 
 pub use store::read_receipt;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Charge, Terms, Usage};
-use store::{Booking, Kind};
+use store::{Booking, KeySpending, Kind};
 
 /// A node renews its lease this often …
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
@@ -35,6 +36,8 @@ const SWEEP_LIMIT: i64 = 500;
 pub enum LedgerError {
     #[error("{required} micro-USDC are required and {} are available", balance.available())]
     Insufficient { required: MicroUsdc, balance: Balance },
+    #[error("the key's spend cap is reached")]
+    KeyCap(KeyCap),
     #[error("{0} exists with other terms")]
     Conflict(String),
     /// The hold's claim is another request's already.
@@ -63,6 +66,23 @@ impl Balance {
     pub fn available(self) -> MicroUsdc {
         self.balance.checked_sub(self.locked).unwrap_or_default()
     }
+}
+
+/// What a key has spent, and what its open holds may still cost.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub struct Spending {
+    pub spent: MicroUsdc,
+    pub held: MicroUsdc,
+}
+
+/// The cap of a key's that a hold would overrun: spent + held + required > cap.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct KeyCap {
+    pub cap: MicroUsdc,
+    pub spending: Spending,
+    pub required: MicroUsdc,
+    /// When a cap per day begins anew; a cap of all days never does.
+    pub resets_at: Option<Timestamp>,
 }
 
 /// An amount locked on a wallet for one request, and the terms it runs under.
@@ -227,6 +247,12 @@ impl Ledger {
             drop(tx);
             return self.refuse_hold(hold).await;
         }
+        if let Some(key) = hold.api_key_id {
+            let spending = store::hold_for_key(&mut tx, key, hold).await?;
+            if let Some(cap) = overrun(&spending.without(hold.amount), hold) {
+                return Err(LedgerError::KeyCap(cap));
+            }
+        }
         tx.commit().await?;
         Ok(balance)
     }
@@ -243,7 +269,17 @@ impl Ledger {
             }
             None => match store::frozen_reason_in(&mut tx, hold.wallet).await? {
                 Some(reason) => Err(LedgerError::Frozen(reason)),
-                None => Err(LedgerError::Insufficient { required: hold.amount, balance }),
+                None => {
+                    // Where both fall short it is the cap that is named: a top-up would not help.
+                    if let Some(key) = hold.api_key_id {
+                        let day = hold.created_at.utc_day();
+                        let spending = store::key_spending(&mut tx, key, day).await?;
+                        if let Some(cap) = overrun(&spending, hold) {
+                            return Err(LedgerError::KeyCap(cap));
+                        }
+                    }
+                    Err(LedgerError::Insufficient { required: hold.amount, balance })
+                }
             },
         }
     }
@@ -307,6 +343,9 @@ impl Ledger {
             let charge = Booking::new(Kind::Charge, &hold.id, negative(charged)?);
             store::book(tx, hold.wallet, Booking { unlock, ..charge }, now).await?
         };
+        if let Some(key) = hold.api_key_id {
+            store::end_for_key(tx, key, hold, held, charged).await?;
+        }
         store::insert_receipt(tx, ending, charged, reason, now).await?;
         if ending.outcome != Outcome::Released {
             let revenue = charged.to_pico().checked_sub(ending.charge.cost).ok_or(LedgerError::OutOfRange)?;
@@ -433,6 +472,15 @@ impl Ledger {
         Ok(store::usage_totals(&self.db, wallet).await?)
     }
 
+    /// What each key of a wallet has spent and holds: of all days, and of today (UTC). A key that was
+    /// never used is not there.
+    pub async fn spending_of_keys(
+        &self,
+        wallet: Wallet,
+    ) -> Result<HashMap<i64, (Spending, Spending)>, LedgerError> {
+        Ok(store::spending_of_keys(&self.db, wallet, self.clock.now().utc_day()).await?)
+    }
+
     /// Says that this node is alive, so that nobody ends its holds.
     pub async fn renew_lease(&self) -> Result<(), LedgerError> {
         let now = self.clock.now();
@@ -498,6 +546,31 @@ async fn timed<T>(operation: &'static str, work: impl Future<Output = T>) -> T {
     let done = work.await;
     metrics::histogram!("farebox_ledger_seconds", "operation" => operation).record(began.elapsed());
     done
+}
+
+/// The cap that a hold on top of `spending` would overrun; of two the one that does not begin anew.
+fn overrun(spending: &KeySpending, hold: &Hold) -> Option<KeyCap> {
+    let over = |cap: Option<MicroUsdc>, spending: Spending, resets_at| {
+        let cap = cap?;
+        let so_far = spending.spent.checked_add(spending.held);
+        let total = so_far.and_then(|so_far| so_far.checked_add(hold.amount));
+        // A total out of range is above any cap.
+        let is_over = total.is_none_or(|total| total > cap);
+        is_over.then_some(KeyCap { cap, spending, required: hold.amount, resets_at })
+    };
+    over(spending.cap, spending.ever, None)
+        .or_else(|| over(spending.cap_per_day, spending.day, Some(hold.created_at.end_of_utc_day())))
+}
+
+impl KeySpending {
+    /// As it was before `amount` was held.
+    fn without(self, amount: MicroUsdc) -> Self {
+        let before = |spending: Spending| Spending {
+            held: spending.held.checked_sub(amount).unwrap_or_default(),
+            ..spending
+        };
+        Self { ever: before(self.ever), day: before(self.day), ..self }
+    }
 }
 
 fn negative(amount: MicroUsdc) -> Result<MicroUsdc, LedgerError> {

@@ -1,9 +1,11 @@
 //! The ledger's SQL. Every move of money is one conditional statement, never read-then-write.
 
+use std::collections::HashMap;
+
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
-use crate::ledger::{Balance, Ending, Entry, Hold, Receipt, UsageTotal};
+use crate::ledger::{Balance, Ending, Entry, Hold, Receipt, Spending, UsageTotal};
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Terms, Usage};
 
@@ -154,6 +156,119 @@ pub async fn insert_hold(tx: &mut DbTx, hold: &Hold, node: &str) -> Result<bool,
         )
         .await?;
     Ok(inserted == 1)
+}
+
+/// What a key has spent and holds, and what it may at most, of all days and of one.
+pub struct KeySpending {
+    pub ever: Spending,
+    pub day: Spending,
+    pub cap: Option<MicroUsdc>,
+    pub cap_per_day: Option<MicroUsdc>,
+}
+
+/// Counts a hold against its key, and returns what that came to. The wallet's row is taken before,
+/// so the holds of one key come one after the other.
+pub async fn hold_for_key(tx: &mut DbTx, key: i64, hold: &Hold) -> Result<KeySpending, DbError> {
+    let rows = tx
+        .rows(
+            "INSERT INTO key_spending (api_key_id, day, spent_micro, held_micro)
+             VALUES ($1, 0, 0, $3), ($1, $2, 0, $3)
+             ON CONFLICT (api_key_id, day) DO UPDATE SET
+                 held_micro = key_spending.held_micro + excluded.held_micro
+             RETURNING day, spent_micro, held_micro,
+                 (SELECT spend_cap_micro FROM api_keys WHERE id = $1) AS cap_micro,
+                 (SELECT spend_cap_per_day_micro FROM api_keys WHERE id = $1) AS cap_per_day_micro",
+            args![key, hold.created_at.utc_day(), hold.amount],
+        )
+        .await?;
+    read_key_spending(&rows)
+}
+
+/// The same without counting anything.
+pub async fn key_spending(tx: &mut DbTx, key: i64, day: i64) -> Result<KeySpending, DbError> {
+    let rows = tx
+        .rows(
+            "SELECT days.day, COALESCE(s.spent_micro, 0) AS spent_micro,
+                    COALESCE(s.held_micro, 0) AS held_micro,
+                    k.spend_cap_micro AS cap_micro, k.spend_cap_per_day_micro AS cap_per_day_micro
+             FROM (SELECT 0 AS day UNION ALL SELECT $2 AS day) days
+             LEFT JOIN api_keys k ON k.id = $1
+             LEFT JOIN key_spending s ON s.api_key_id = $1 AND s.day = days.day",
+            args![key, day],
+        )
+        .await?;
+    read_key_spending(&rows)
+}
+
+fn read_key_spending(rows: &[DbRow]) -> Result<KeySpending, DbError> {
+    let mut spending =
+        KeySpending { ever: Spending::default(), day: Spending::default(), cap: None, cap_per_day: None };
+    for row in rows {
+        let read = Spending { spent: row.micro("spent_micro")?, held: row.micro("held_micro")? };
+        match row.int("day")? {
+            ALL_DAYS => spending.ever = read,
+            _ => spending.day = read,
+        }
+        spending.cap = row.int_or_null("cap_micro")?.map(MicroUsdc::new);
+        spending.cap_per_day = row.int_or_null("cap_per_day_micro")?.map(MicroUsdc::new);
+    }
+    Ok(spending)
+}
+
+/// The day under which a key's whole spending is totalled.
+const ALL_DAYS: i64 = 0;
+
+/// Moves a hold's end from what its key holds to what it has spent. The wallet's row is taken before.
+pub async fn end_for_key(
+    tx: &mut DbTx,
+    key: i64,
+    hold: &Hold,
+    held: Option<MicroUsdc>,
+    charged: MicroUsdc,
+) -> Result<(), DbError> {
+    let day = hold.created_at.utc_day();
+    if held.is_none() {
+        // What was lost took its rows with it.
+        tx.execute(
+            "INSERT INTO key_spending (api_key_id, day, spent_micro, held_micro)
+             VALUES ($1, 0, 0, 0), ($1, $2, 0, 0) ON CONFLICT DO NOTHING",
+            args![key, day],
+        )
+        .await?;
+    }
+    let moved = tx
+        .execute(
+            "UPDATE key_spending SET spent_micro = spent_micro + $3, held_micro = held_micro - $4
+             WHERE api_key_id = $1 AND day IN (0, $2)",
+            args![key, day, charged, held.unwrap_or_default()],
+        )
+        .await?;
+    if moved == 2 { Ok(()) } else { Err(DbError::Corrupt(format!("no spending of key {key} on day {day}"))) }
+}
+
+/// What each key of a wallet has spent and holds, of all days and of one.
+pub async fn spending_of_keys(
+    db: &Db,
+    wallet: Wallet,
+    day: i64,
+) -> Result<HashMap<i64, (Spending, Spending)>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT s.* FROM key_spending s JOIN api_keys k ON k.id = s.api_key_id
+             WHERE k.wallet = $1 AND s.day IN (0, $2)",
+            args![wallet, day],
+        )
+        .await?;
+    let mut keys: HashMap<i64, (Spending, Spending)> = HashMap::new();
+    for row in rows {
+        let read = Spending { spent: row.micro("spent_micro")?, held: row.micro("held_micro")? };
+        let key = keys.entry(row.int("api_key_id")?).or_default();
+        match row.int("day")? {
+            ALL_DAYS => key.0 = read,
+            _ => key.1 = read,
+        }
+    }
+    Ok(keys)
 }
 
 /// Takes a hold's row out and returns its amount: whoever gets it ends the hold.

@@ -4,7 +4,9 @@
 use std::collections::BTreeMap;
 
 use farebox::db::DbError;
-use farebox::ledger::{Balance, Ended, Ending, HOLD_LOST, Hold, LedgerError, Outcome, Receipt, UsageTotal};
+use farebox::ledger::{
+    Balance, Ended, Ending, HOLD_LOST, Hold, KeyCap, LedgerError, Outcome, Receipt, Spending, UsageTotal,
+};
 use farebox::money::{MicroUsdc, PicoUsd};
 use farebox::pricing::Usage;
 use proptest::prelude::*;
@@ -14,6 +16,12 @@ use proptest::test_runner::{Config, TestCaseError, TestRunner};
 use crate::support::books::{self, Books, NOW, wallet};
 
 const WALLETS: u8 = 3;
+/// The keys that holds are made with: one capped in all, one a day. Both are shared by all wallets, as
+/// real ones are not.
+const KEYS: [Key; 2] =
+    [Key { id: 1, cap: Some(9000), cap_per_day: None }, Key { id: 2, cap: None, cap_per_day: Some(4000) }];
+/// From one call to the next, so that a trace is several days long.
+const SECONDS_BETWEEN_HOLDS: i64 = 900;
 const NODES: [&str; 2] = ["one", "two"];
 /// Traces of at least …
 const TRACES: u32 = 40;
@@ -45,6 +53,11 @@ fn a_random_trace_is_the_same_in_the_model_on_sqlite_and_on_postgres() {
 async fn run(trace: &[Step]) -> Result<(), TestCaseError> {
     let mut model = Model::default();
     let (sqlite, postgres) = tokio::join!(Books::sqlite(), Books::postgres());
+    for books in [&sqlite, &postgres] {
+        for key in KEYS {
+            super::make_key(books, key.id, key.cap, key.cap_per_day).await;
+        }
+    }
     for step in trace {
         let Some(call) = model.plan(step) else { continue };
         let expected = model.answer(&call);
@@ -55,6 +68,14 @@ async fn run(trace: &[Step]) -> Result<(), TestCaseError> {
     }
     for books in [sqlite, postgres] {
         let ledger = books.ledger("reader");
+        let rows = books.db.rows("SELECT * FROM key_spending", vec![]).await.unwrap();
+        for row in rows {
+            let key = (row.int("api_key_id").unwrap(), row.int("day").unwrap());
+            let expected = model.spending.get(&key).copied().unwrap_or_default();
+            let kept =
+                Spending { spent: row.micro("spent_micro").unwrap(), held: row.micro("held_micro").unwrap() };
+            prop_assert_eq!(kept, expected, "{} key and day {:?}", books.db.kind(), key);
+        }
         for number in 0..WALLETS {
             let owner = wallet(number);
             let receipts = ledger.receipts(owner, None, 10_000).await.unwrap();
@@ -83,6 +104,12 @@ async fn apply(books: &Books, call: &Call) -> (Answer, Vec<Balance>) {
         balances[usize::from(number)] = Balance { balance, locked, debt: MicroUsdc::ZERO };
     }
     (answer, balances)
+}
+
+struct Key {
+    id: i64,
+    cap: Option<i64>,
+    cap_per_day: Option<i64>,
 }
 
 /// What may happen next. Which hold or payment is meant depends on what there is by then.
@@ -200,6 +227,7 @@ enum Answer {
     Balance(Balance),
     Ended(Ended),
     Insufficient { required: MicroUsdc, balance: Balance },
+    KeyCap(KeyCap),
     Conflict,
     OutOfRange,
     CreditedBefore,
@@ -235,6 +263,7 @@ async fn answer(books: &Books, call: &Call) -> Answer {
 fn refusal(error: LedgerError) -> Answer {
     match error {
         LedgerError::Insufficient { required, balance } => Answer::Insufficient { required, balance },
+        LedgerError::KeyCap(cap) => Answer::KeyCap(cap),
         LedgerError::Conflict(_) => Answer::Conflict,
         LedgerError::OutOfRange => Answer::OutOfRange,
         LedgerError::Frozen(_) | LedgerError::UnknownWallet(_) | LedgerError::Claimed(_) => {
@@ -255,6 +284,8 @@ struct Model {
     /// Every hold that was ever made, as it was asked for.
     asked: Vec<Hold>,
     open: BTreeMap<String, Open>,
+    /// Of each key, by day; 0 is all days.
+    spending: BTreeMap<(i64, i64), Spending>,
     /// Every end that was accepted, as it was asked for, and what it came to.
     ends: BTreeMap<String, (Ending, Receipt)>,
     /// Calls so far, which is also how many seconds have passed.
@@ -292,7 +323,7 @@ impl Model {
                 let id = format!("req_{:02}_{}", (self.ids * 37) % 100, self.ids);
                 let mut hold = books::hold(id, wallet(*number), *micro);
                 hold.api_key_id = *key;
-                hold.created_at = NOW.plus_seconds(self.calls);
+                hold.created_at = NOW.plus_seconds(self.calls * SECONDS_BETWEEN_HOLDS);
                 Call::Hold { hold, node: *node }
             }
             Step::HoldAgain { hold, node } => Call::Hold { hold: pick(hold)?, node: *node },
@@ -363,6 +394,7 @@ impl Model {
                 self.open.remove(&hold.id);
                 let balance = self.wallets.get_mut(&number_of(hold)).unwrap();
                 balance.locked = minus(balance.locked, hold.amount);
+                self.count(hold, MicroUsdc::ZERO, minus(MicroUsdc::ZERO, hold.amount));
                 Answer::Lost
             }
             Call::Sweep { node } => {
@@ -384,6 +416,9 @@ impl Model {
             None if self.ends.contains_key(&hold.id) => return Answer::Conflict,
             None => {}
         }
+        if let Some(cap) = self.cap_reached(hold) {
+            return Answer::KeyCap(cap);
+        }
         let Some(balance) = self.wallets.get_mut(&number_of(hold)) else {
             return Answer::Insufficient { required: hold.amount, balance };
         };
@@ -391,11 +426,33 @@ impl Model {
             return Answer::Insufficient { required: hold.amount, balance: *balance };
         }
         balance.locked = plus(balance.locked, hold.amount);
+        let held = *balance;
+        self.count(hold, MicroUsdc::ZERO, hold.amount);
         self.open.insert(hold.id.clone(), Open { hold: hold.clone(), node });
         if self.asked.iter().all(|asked| asked.id != hold.id) {
             self.asked.push(hold.clone());
         }
-        Answer::Balance(*balance)
+        Answer::Balance(held)
+    }
+
+    fn count(&mut self, hold: &Hold, spent: MicroUsdc, held: MicroUsdc) {
+        let Some(key) = hold.api_key_id else { return };
+        for day in [0, hold.created_at.utc_day()] {
+            let total = self.spending.entry((key, day)).or_default();
+            *total = Spending { spent: plus(total.spent, spent), held: plus(total.held, held) };
+        }
+    }
+
+    fn cap_reached(&self, hold: &Hold) -> Option<KeyCap> {
+        let key = KEYS.iter().find(|key| Some(key.id) == hold.api_key_id)?;
+        let over = |cap: Option<i64>, day, resets_at| {
+            let cap = MicroUsdc::new(cap?);
+            let spending = self.spending.get(&(key.id, day)).copied().unwrap_or_default();
+            let total = plus(plus(spending.spent, spending.held), hold.amount);
+            (total > cap).then_some(KeyCap { cap, spending, required: hold.amount, resets_at })
+        };
+        let day = hold.created_at.utc_day();
+        over(key.cap, 0, None).or_else(|| over(key.cap_per_day, day, Some(hold.created_at.end_of_utc_day())))
     }
 
     fn end(&mut self, ending: &Ending) -> Answer {
@@ -414,6 +471,7 @@ impl Model {
         }
         let held = self.open.remove(&hold.id);
         let balance = self.wallets.get_mut(&number_of(hold)).unwrap();
+        let was_held = held.as_ref().map_or(MicroUsdc::ZERO, |open| open.hold.amount);
         let (charged, reason) = match held {
             Some(open) => {
                 balance.locked = minus(balance.locked, open.hold.amount);
@@ -423,6 +481,7 @@ impl Model {
         };
         balance.balance = minus(balance.balance, charged);
         let ended = Ended { charged, balance: *balance };
+        self.count(hold, charged, minus(MicroUsdc::ZERO, was_held));
         let receipt = Receipt {
             id: hold.id.clone(),
             wallet: hold.wallet,
