@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::db::{Access, Db, DbError};
 use crate::id::Entropy;
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
+use crate::limits::Limits;
 use crate::metering::Metering;
 use crate::payments::{ChainHealth, Payments};
 use crate::providers::Providers;
@@ -49,6 +50,7 @@ pub struct Parts {
     pub keys: Keys,
     pub kept: KeptAnswers,
     pub metering: Metering,
+    pub limits: Limits,
 }
 
 impl std::ops::Deref for App {
@@ -76,6 +78,7 @@ impl App {
         }
         let providers = Providers::new(&config.providers)?;
         let kept = KeptAnswers::new(db.clone(), clock.clone());
+        let limits = Limits::new(config.limits.rates, clock.clone());
         let metering = Metering::new(
             ledger.clone(),
             kept.clone(),
@@ -83,6 +86,7 @@ impl App {
             clock.clone(),
             tasks.clone(),
             config.markup,
+            limits.clone(),
         );
         let secret = config.auth.session_secret.as_ref();
         let signing = SigningKey::load(&db, &entropy, clock.now(), secret).await?;
@@ -105,6 +109,7 @@ impl App {
             keys,
             kept,
             metering,
+            limits,
         }));
         app.run_services();
         Ok(app)

@@ -13,6 +13,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 
 use crate::id::Wallet;
+use crate::limits::{Network, Rates};
 use crate::money::{MarkupBps, MicroUsdc, MoneyError, UnitPrice};
 use crate::pricing::{Catalog, Offer, Prices, Reasoning};
 
@@ -119,11 +120,12 @@ pub struct Auth {
     pub session_secret: Option<SecretString>,
 }
 
-#[derive(Copy, Clone, Debug)]
+#[derive(Clone, Debug)]
 pub struct Limits {
-    pub requests_per_minute: u32,
-    pub requests_per_day: u32,
+    pub rates: Rates,
     pub keys_per_wallet: u32,
+    /// Whose word is taken for where a request comes from.
+    pub trusted_proxies: Vec<Network>,
 }
 
 #[derive(Clone, Debug)]
@@ -310,12 +312,26 @@ impl Default for FileAuth {
 struct FileLimits {
     requests_per_minute: u32,
     requests_per_day: u32,
+    concurrent_requests: u32,
+    unauthenticated_per_minute: u32,
+    failed_payments_per_minute: u32,
     keys_per_wallet: u32,
+    trusted_proxies: Vec<String>,
 }
 
 impl Default for FileLimits {
     fn default() -> Self {
-        Self { requests_per_minute: 60, requests_per_day: 10_000, keys_per_wallet: 20 }
+        Self {
+            requests_per_minute: 60,
+            requests_per_day: 10_000,
+            // A sixteenth of the connections that are served at once.
+            concurrent_requests: 512,
+            // High, because without trusted_proxies a proxy's users are all one address.
+            unauthenticated_per_minute: 1200,
+            failed_payments_per_minute: 120,
+            keys_per_wallet: 20,
+            trusted_proxies: Vec::new(),
+        }
     }
 }
 
@@ -404,11 +420,7 @@ impl File {
             cors_origins: check_origins(self.cors_origins)?,
             markup: MarkupBps::new(self.pricing.markup_bps),
             auth: self.auth.check(&public_url, payments.chain_id, env)?,
-            limits: Limits {
-                requests_per_minute: self.limits.requests_per_minute,
-                requests_per_day: self.limits.requests_per_day,
-                keys_per_wallet: self.limits.keys_per_wallet,
-            },
+            limits: self.limits.check()?,
             public_url,
             payments,
             providers,
@@ -488,6 +500,25 @@ impl FilePayments {
             address: parse_address("payments.asset", &address)?,
             name: pick("asset_name", &self.asset_name, known.map(|k| k.1))?,
             version: pick("asset_version", &self.asset_version, known.map(|k| k.2))?,
+        })
+    }
+}
+
+impl FileLimits {
+    fn check(self) -> Result<Limits, ConfigError> {
+        let network = |text: &String| {
+            text.parse().map_err(|e| invalid("limits.trusted_proxies", format!("{text:?} is {e}")))
+        };
+        Ok(Limits {
+            rates: Rates {
+                requests_per_minute: self.requests_per_minute,
+                requests_per_day: self.requests_per_day,
+                concurrent_requests: self.concurrent_requests,
+                unauthenticated_per_minute: self.unauthenticated_per_minute,
+                failed_payments_per_minute: self.failed_payments_per_minute,
+            },
+            keys_per_wallet: self.keys_per_wallet,
+            trusted_proxies: self.trusted_proxies.iter().map(network).collect::<Result<_, _>>()?,
         })
     }
 }
@@ -747,7 +778,11 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("auth", "require_server_nonce", Kind::Flag),
     ("limits", "requests_per_minute", Kind::Integer),
     ("limits", "requests_per_day", Kind::Integer),
+    ("limits", "concurrent_requests", Kind::Integer),
+    ("limits", "unauthenticated_per_minute", Kind::Integer),
+    ("limits", "failed_payments_per_minute", Kind::Integer),
     ("limits", "keys_per_wallet", Kind::Integer),
+    ("limits", "trusted_proxies", Kind::TextList),
 ];
 
 fn override_from_env(table: &mut toml::Table, env: &Env) -> Result<(), ConfigError> {

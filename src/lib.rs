@@ -16,6 +16,7 @@ pub mod formats;
 pub mod http;
 pub mod id;
 pub mod ledger;
+pub mod limits;
 pub mod metering;
 pub mod money;
 pub mod payments;

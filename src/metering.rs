@@ -18,6 +18,7 @@ use crate::formats::chat::{Answer, Bounds, ChatRequest, Forward, StreamTap};
 use crate::formats::sse::{Event, Splitter};
 use crate::id::Wallet;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
+use crate::limits::{LimitError, Limits, Place};
 use crate::money::{MarkupBps, MicroUsdc};
 use crate::pricing::{self, Charge, Offer, Quote, Reasoning, Terms, Usage};
 use crate::providers::{AnswerStream, OpenAi, Providers, UpstreamError};
@@ -51,6 +52,8 @@ pub enum MeteringError {
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
     Ledger(#[from] LedgerError),
+    #[error(transparent)]
+    Limited(#[from] LimitError),
     /// The answer is there, but the database did not take its settlement in time.
     #[error("the settlement did not come through in time")]
     SettlementLate,
@@ -96,6 +99,7 @@ pub struct Metering {
     clock: Clock,
     tasks: Tasks,
     markup: MarkupBps,
+    limits: Limits,
     drains: Arc<Semaphore>,
 }
 
@@ -115,8 +119,10 @@ impl Metering {
         clock: Clock,
         tasks: Tasks,
         markup: MarkupBps,
+        limits: Limits,
     ) -> Self {
-        Self { ledger, kept, providers, clock, tasks, markup, drains: Arc::new(Semaphore::new(MAX_DRAINS)) }
+        let drains = Arc::new(Semaphore::new(MAX_DRAINS));
+        Self { ledger, kept, providers, clock, tasks, markup, limits, drains }
     }
 
     /// Runs a request to its whole answer. The answer is settled when this returns; the request is
@@ -231,6 +237,7 @@ impl Metering {
 
     /// Holds what a request can cost at most.
     async fn begin(self, order: Order, quoted: Quoted) -> Result<OpenHold, MeteringError> {
+        let place = self.limits.place(order.principal.wallet)?;
         let hold = Hold {
             id: order.id,
             wallet: order.principal.wallet,
@@ -268,6 +275,7 @@ impl Metering {
             kept: order.claim.map(|_| self.kept),
             ledger: self.ledger,
             tasks: self.tasks,
+            _place: place,
         })
     }
 
@@ -485,6 +493,8 @@ struct OpenHold {
     kept: Option<KeptAnswers>,
     ledger: Ledger,
     tasks: Tasks,
+    /// Among the wallet's requests under way; given back with the hold.
+    _place: Place,
 }
 
 impl OpenHold {

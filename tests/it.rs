@@ -14,6 +14,7 @@ mod audit;
 mod clients;
 mod contract;
 mod ledger;
+mod limits;
 mod nodes;
 mod operate;
 mod pay_per_call;

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use crate::app::App;
 use crate::formats::chat::ChatRequest;
 use crate::http::extract::{RawBody, RequestId};
+use crate::http::limits::Limit;
 use crate::http::purchase::{Buyer, Sale};
 use crate::http::{ApiError, json_bytes, key_limits, names, set_header, x402};
 use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
@@ -23,10 +24,14 @@ const PATH: &str = "/v1/chat/completions";
 pub async fn completions(
     State(app): State<App>,
     buyer: Buyer,
+    limit: Limit,
     RequestId(id): RequestId,
     headers: HeaderMap,
     RawBody(body): RawBody,
 ) -> Result<Response, ApiError> {
+    if let Buyer::Known(principal) = &buyer {
+        limit.admit(&app, principal)?;
+    }
     let request = ChatRequest::parse(&body)?;
     let offer = app.config.catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
     if let Buyer::Known(principal) = &buyer {
@@ -35,7 +40,7 @@ pub async fn completions(
     let bounds = request.bounds(offer)?;
     let price = app.metering.price(bounds, offer)?;
     let sale = Sale { path: PATH, description: "One chat completion", price, body: &body };
-    let purchase = match sale.to(&app, buyer, &headers).await? {
+    let purchase = match sale.to(&app, buyer, &headers, &limit).await? {
         Ok(purchase) => purchase,
         Err(payment_required) => return Ok(payment_required),
     };

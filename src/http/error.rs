@@ -11,6 +11,7 @@ use crate::db::DbError;
 use crate::formats::chat::BadRequest;
 use crate::http::purchase;
 use crate::ledger::{KeyCap, LedgerError};
+use crate::limits::LimitError;
 use crate::metering::MeteringError;
 use crate::payments::PaymentError;
 use crate::providers::UpstreamError;
@@ -136,6 +137,36 @@ fn key_cap_reached(reached: &KeyCap) -> ApiError {
     ApiError::new(StatusCode::PAYMENT_REQUIRED, "key_spend_cap_reached", message)
 }
 
+impl From<LimitError> for ApiError {
+    fn from(error: LimitError) -> Self {
+        let refused = |code, retry_after_s: i64, message| {
+            metrics::counter!("farebox_limited_total", "code" => code).increment(1);
+            Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
+                .with_header(RETRY_AFTER, HeaderValue::from(retry_after_s))
+        };
+        match &error {
+            LimitError::Rate { retry_after_s, .. } => refused(
+                "rate_limited",
+                *retry_after_s,
+                format!("{error}; nothing was charged: try again in {retry_after_s} seconds"),
+            ),
+            LimitError::Concurrent(_) => refused(
+                "too_many_concurrent_requests",
+                1,
+                format!("{error}; nothing was charged: try again when one has ended"),
+            ),
+            LimitError::FailedPayments { retry_after_s } => refused(
+                "too_many_failed_attempts",
+                *retry_after_s,
+                format!(
+                    "{error}; this one was not looked at and nothing was taken: send the same payment \
+                     again in {retry_after_s} seconds"
+                ),
+            ),
+        }
+    }
+}
+
 impl From<KeyError> for ApiError {
     fn from(error: KeyError) -> Self {
         match error {
@@ -252,6 +283,7 @@ impl From<MeteringError> for ApiError {
             }
             MeteringError::Upstream(error) => error.into(),
             MeteringError::Ledger(error) => error.into(),
+            MeteringError::Limited(error) => error.into(),
             MeteringError::SettlementLate => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "settlement_late",

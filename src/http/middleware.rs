@@ -16,7 +16,7 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::http::extract::{self, RequestId};
 use crate::http::leftover::Leftover;
-use crate::http::names;
+use crate::http::{limits, names};
 
 /// How long a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: u64 = 7200;
@@ -42,7 +42,10 @@ const EXPOSED: [HeaderName; 10] = [
 ];
 
 pub fn wrap(router: Router<App>, app: &App) -> Router<App> {
-    router.layer(from_fn_with_state(app.clone(), around)).layer(cors(&app.config.cors_origins))
+    router
+        .layer(from_fn_with_state(app.clone(), limits::guard))
+        .layer(from_fn_with_state(app.clone(), around))
+        .layer(cors(&app.config.cors_origins))
 }
 
 fn cors(origins: &[String]) -> CorsLayer {

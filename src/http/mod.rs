@@ -6,6 +6,7 @@ mod extract;
 mod key_limits;
 mod keys;
 mod leftover;
+mod limits;
 mod middleware;
 mod purchase;
 mod requests;

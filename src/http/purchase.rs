@@ -13,6 +13,7 @@ use crate::app::App;
 use crate::auth::Principal;
 use crate::claims::{self, Claim};
 use crate::http::extract::{Caller, single};
+use crate::http::limits::Limit;
 use crate::http::session::sign_in_extensions;
 use crate::http::{ApiError, json as json_answer, x402};
 use crate::money::MicroUsdc;
@@ -71,6 +72,7 @@ impl Sale<'_> {
         app: &App,
         buyer: Buyer,
         headers: &HeaderMap,
+        limit: &Limit,
     ) -> Result<Result<Purchase, Response>, ApiError> {
         match buyer {
             Buyer::Known(principal) => {
@@ -79,14 +81,24 @@ impl Sale<'_> {
                 Ok(Ok(Purchase { principal, claim, payment: None }))
             }
             Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
-            Buyer::Payer(payload) => self.to_payer(app, &payload).await,
+            Buyer::Payer(payload) => self.to_payer(app, &payload, limit).await,
         }
     }
 
-    async fn to_payer(&self, app: &App, payload: &Payload) -> Result<Result<Purchase, Response>, ApiError> {
+    async fn to_payer(
+        &self,
+        app: &App,
+        payload: &Payload,
+        limit: &Limit,
+    ) -> Result<Result<Purchase, Response>, ApiError> {
+        let payer = payload.authorization.from;
+        limit.admit_payment(app, payer)?;
         let hash = claims::request_hash(self.path, self.body);
         let paid = match self.check_value(app, payload).await {
-            Ok(None) => app.payments.pay_for(payload, &hash).await,
+            Ok(None) => {
+                limit.admit(app, &Principal::of_wallet(payer))?;
+                app.payments.pay_for(payload, &hash).await
+            }
             Ok(Some(missing)) => {
                 let sentence = format!("authorize {} micro-USDC or more", self.asked(app, missing));
                 return Ok(Err(self.payment_required(app, missing, Some((Reason::ValueMismatch, sentence)))));
@@ -96,6 +108,7 @@ impl Sale<'_> {
         let payment = match paid {
             Ok(payment) => payment,
             Err(PaymentError::Refused { reason, sentence }) => {
+                limit.payment_refused(app, payer);
                 return Ok(Err(self.payment_required(app, self.price, Some((reason, sentence)))));
             }
             Err(PaymentError::OutOfBounds) => {
@@ -129,13 +142,14 @@ impl Sale<'_> {
     }
 
     /// What a new payment and its payer's balance lack together to cover the price, if anything. Of a
-    /// balance nothing is told but to its owner, so the signature is checked before.
+    /// balance nothing is told but to its owner, and only its owner's requests count against its limits:
+    /// so the signature is checked first.
     async fn check_value(&self, app: &App, payload: &Payload) -> Result<Option<MicroUsdc>, PaymentError> {
+        app.payments.check_payer(payload).await?;
         let value = payload.value().ok_or(PaymentError::OutOfBounds)?;
         if value >= self.price || app.payments.is_known(payload).await? {
             return Ok(None);
         }
-        app.payments.check_payer(payload).await?;
         let available = app.ledger.balance(payload.authorization.from).await?.available();
         let missing = self.price.checked_sub(available).unwrap_or(self.price);
         Ok((value < missing).then_some(missing))

@@ -15,6 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tower_service::Service as _;
 
+use crate::http::limits::Peer;
 use crate::tasks::Tasks;
 
 /// Connections at once; more wait to be accepted. Each costs a descriptor, and a stream one more.
@@ -37,8 +38,8 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks) {
             () = tasks.stopping() => return,
         };
         match accepted {
-            Ok((stream, _)) => {
-                let connection = serve_connection(stream, router.clone(), tasks.clone());
+            Ok((stream, peer)) => {
+                let connection = serve_connection(stream, Peer(peer.ip()), router.clone(), tasks.clone());
                 tasks.spawn(async move {
                     connection.await;
                     drop(place);
@@ -52,13 +53,15 @@ pub async fn serve(listener: TcpListener, router: Router, tasks: Tasks) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, router: Router, tasks: Tasks) {
+async fn serve_connection(stream: TcpStream, peer: Peer, router: Router, tasks: Tasks) {
     // An event of a stream goes out when it is written, not when a packet is full.
     let _ = stream.set_nodelay(true);
     let service = service_fn(move |request: Request<Incoming>| {
         let mut router = router.clone();
         async move {
-            Ok::<_, Infallible>(match router.call(request.map(Body::new)).await {
+            let mut request = request.map(Body::new);
+            request.extensions_mut().insert(peer);
+            Ok::<_, Infallible>(match router.call(request).await {
                 Ok(response) => response,
                 Err(never) => match never {},
             })

@@ -10,6 +10,7 @@ use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::http::extract::{Caller, Page, PathText, SmallBody, wallet_in_path};
+use crate::http::limits::Limit;
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement};
@@ -19,6 +20,7 @@ pub async fn topup(
     State(app): State<App>,
     uri: Uri,
     headers: HeaderMap,
+    limit: Limit,
     SmallBody(body): SmallBody,
 ) -> Result<Response, ApiError> {
     let amount = requested_amount(&app, &body)?;
@@ -29,9 +31,12 @@ pub async fn topup(
         return Ok(payment_required(&app, amount, strict_v1, None));
     };
     let payload = Payload::parse(header).map_err(|e| ApiError::invalid("invalid_payload", e.to_string()))?;
+    let payer = payload.authorization.from;
+    limit.admit_payment(&app, payer)?;
     match app.payments.pay(&payload, amount).await {
         Ok(payment) => report(&app, &payment, amount, strict_v1).await,
         Err(PaymentError::Refused { reason, sentence }) => {
+            limit.payment_refused(&app, payer);
             // Without an amount the fresh terms ask for what was authorised, where that is allowed.
             let (min, max) = (app.config.payments.min_topup, app.config.payments.max_topup);
             let authorised = payload.value();

@@ -320,7 +320,18 @@ impl Payments {
     /// Checks that a payment is on our terms and its payer's, before anything is told of that wallet.
     pub async fn check_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
         self.check_terms(payload)?;
-        self.check_signature(payload).await
+        self.check_signature(payload).await?;
+        let authorization = &payload.authorization;
+        let hash = authorization.signing_hash(self.0.chain.domain());
+        if crate::chain::recover(hash, &payload.signature) == Some(authorization.from.0)
+            || self.0.chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
+        {
+            return Ok(());
+        }
+        Err(refused(
+            Reason::InvalidSignature,
+            "the wallet's contract does not take the signature for its own",
+        ))
     }
 
     /// Verifies a payment and writes it down, unless it is known; returns its id. Nothing is sent yet.

@@ -30,6 +30,8 @@ pub const STRIPPED: &str = "openai/stripped";
 pub const DEAR: &str = "openai/dear";
 /// What the upstream is shown; clients never may be.
 pub const UPSTREAM_KEY: &str = "sk-upstream-0123456789abcdef-secret";
+/// Tests ask as often as they like, but for those of the limits.
+pub const NO_RATES: &str = "requests_per_minute = 0\nrequests_per_day = 0\nunauthenticated_per_minute = 0\nfailed_payments_per_minute = 0";
 /// Tries at a port that somebody else may take first.
 const START_TRIES: usize = 5;
 
@@ -51,6 +53,8 @@ pub struct Setup {
     pub top: String,
     pub payments: String,
     pub limits: String,
+    /// The lines of `[limits]` that bound how often things are asked for.
+    pub rates: String,
     pub tables: String,
     /// More variables of the environment.
     pub env: Vec<(String, String)>,
@@ -83,20 +87,21 @@ impl Setup {
             top: String::new(),
             payments: String::new(),
             limits: String::new(),
+            rates: NO_RATES.to_owned(),
             tables: String::new(),
             env: Vec::new(),
         }
     }
 
     pub fn toml(&self, address: &str, directory: &Path) -> String {
-        let Self { rpc_url, upstream_url, pay_to, top, payments, limits, tables, .. } = self;
+        let Self { rpc_url, upstream_url, pay_to, top, payments, limits, rates, tables, .. } = self;
         let database_url = self.database_url.clone();
         let database_url =
             database_url.unwrap_or_else(|| format!("sqlite://{}", directory.join("farebox.db").display()));
         let mut text = format!(
             "listen = \"{address}\"\npublic_url = \"http://{address}\"\ndatabase_url = \"{database_url}\"\n{top}\n\
              [payments]\nnetwork = \"eip155:8453\"\nrpc_urls = [\"{rpc_url}\"]\npay_to = \"{pay_to}\"\n{payments}\n\
-             [limits]\n{limits}\n\
+             [limits]\n{limits}\n{rates}\n\
              [[providers]]\nname = \"openai\"\nbase_url = \"{upstream_url}\"\napi_key_env = \"UPSTREAM_KEY\"\n\
              first_byte_timeout_s = {}\nidle_timeout_s = {}\n",
             self.first_byte_timeout_s, self.idle_timeout_s
