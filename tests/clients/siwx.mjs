@@ -1,6 +1,6 @@
 // A wallet with a balance and no API key calls a model: @x402/extensions answers the challenge of the 402
 // (sign-in-with-x), alone and under @x402/fetch, and nothing is paid on the chain.
-//   FAREBOX_URL RPC_URL WALLET_KEY POOR_API_KEY MODEL
+//   FAREBOX_URL RPC_URL WALLET_KEY MODEL
 import { ExactEvmScheme } from "@x402/evm";
 import {
   createSIWxClientExtension,
@@ -12,10 +12,10 @@ import { wrapFetchWithPayment, x402Client } from "@x402/fetch";
 import { call, check, env, run, same, url, usdcOf, wallet } from "./lib.mjs";
 
 const question = { model: env("MODEL"), messages: [{ role: "user", content: "Hello" }], max_tokens: 64 };
-// Its wallet has nothing, so that the first answer is a 402; the header then decides who pays.
+// Without a credential: the first answer is a 402, and says how to sign in.
 const request = () => ({
   method: "POST",
-  headers: { "content-type": "application/json", authorization: `Bearer ${env("POOR_API_KEY")}` },
+  headers: { "content-type": "application/json" },
   body: JSON.stringify(question),
   signal: AbortSignal.timeout(30_000),
 });
