@@ -7,14 +7,15 @@ use std::pin::pin;
 use std::task::Poll;
 
 use alloy::primitives::keccak256;
+use farebox::chain::Depth;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use proptest::test_runner::{Config, TestRunner};
+use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::payments::bench::*;
 
-/// Traces on each database; `JOURNAL_TRACES` asks for more.
-const TRACES: u32 = 30;
+/// Traces on each database, the same ones each time; `JOURNAL_TRACES` asks for as many new ones.
+const TRACES: u32 = 12;
 /// Steps of a trace, at the least and the most.
 const STEPS: std::ops::Range<usize> = 60..90;
 const PAYERS: usize = 3;
@@ -133,7 +134,8 @@ fn whatever_happens_in_whatever_order_the_journal_ends_as_the_chain_does_on_post
 
 fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let cases = std::env::var("JOURNAL_TRACES").map_or(TRACES, |text| text.parse().unwrap());
+    let asked = std::env::var("JOURNAL_TRACES").ok();
+    let cases = asked.as_ref().map_or(TRACES, |text| text.parse().unwrap());
     let config = Config {
         cases,
         failure_persistence: None,
@@ -142,7 +144,11 @@ fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
         ..Config::default()
     };
     let ends: std::cell::RefCell<BTreeMap<&str, u32>> = std::cell::RefCell::default();
-    TestRunner::new(config)
+    let mut runner = match asked {
+        Some(_) => TestRunner::new(config),
+        None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
+    };
+    runner
         .run(&prop::collection::vec(step(), STEPS), |trace| {
             runtime.block_on(async {
                 let world = World::new(books().await).await;
@@ -363,15 +369,33 @@ impl World {
             if round == ROUNDS / 2 {
                 // What cannot go through any more expires.
                 self.clock.advance_seconds(2 * VALID_SECONDS);
-                self.bench.chain.rpc("evm_increaseTime", json!([2 * VALID_SECONDS])).await;
+                // To a time, not by one: a block that is undone takes along what time it had skipped.
+                let now = self.clock.now().seconds();
+                self.bench.chain.rpc("evm_setNextBlockTimestamp", json!([now])).await;
             }
         }
         for payment in self.journal().await.values().filter(|payment| !at_rest.contains(&payment.state)) {
             let (id, state, why) = (payment.id, payment.state, &payment.last_error);
             println!("payment {id} is {state:?} for {why:?}");
+            self.explain(payment).await;
         }
         refusals.dedup();
         panic!("not every payment came to rest: {refusals:#?}");
+    }
+
+    /// Prints what the chain says of a payment that should be at rest.
+    async fn explain(&self, payment: &Payment) {
+        let chain = self.nodes[0].payments.chain();
+        let authorization = &payment.authorization;
+        let used = chain.is_nonce_used(authorization.from, authorization.nonce).await;
+        let spent = chain.was_spent(authorization, 0).await;
+        println!("nonce used {used:?}, spent otherwise {spent:?}, seen block {}", payment.seen_block);
+        println!("final {:?}, valid before {}", chain.finalized().await, authorization.valid_before);
+        for depth in [Depth::Head, Depth::Finalized] {
+            println!("{depth:?} {:?}", chain.sight(authorization, 0, depth).await);
+        }
+        let pool = self.bench.chain.rpc("txpool_content", json!([])).await;
+        println!("in the pool: {pool}");
     }
 
     /// Credited is what the chain's own logs say was paid for an authorization of the journal, and
