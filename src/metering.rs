@@ -104,11 +104,18 @@ pub struct Metering {
 }
 
 /// What is known of a request before it is held.
-struct Quoted {
+pub struct Quoted {
     terms: Terms,
     bounds: Bounds,
     quote: Quote,
     may_reason_unseen: bool,
+}
+
+impl Quoted {
+    /// What the request can cost at most.
+    pub fn price(&self) -> MicroUsdc {
+        self.quote.amount
+    }
 }
 
 impl Metering {
@@ -125,18 +132,27 @@ impl Metering {
         Self { ledger, kept, providers, clock, tasks, markup, limits, drains }
     }
 
+    /// Prices a request by its bounds, at today's prices.
+    pub fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
+        let terms = offer.terms(self.markup);
+        let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
+        let quote = quote.ok_or(MeteringError::Unpriceable)?;
+        // Of a model that may be asked to reason, nobody can tell how much it did.
+        let may_reason_unseen = offer.reasoning != Reasoning::Reject;
+        Ok(Quoted { terms, bounds, quote, may_reason_unseen })
+    }
+
     /// Runs a request to its whole answer. The answer is settled when this returns; the request is
     /// run and settled also when the future is dropped.
     pub async fn answer(
         &self,
         order: Order,
         request: &ChatRequest<'_>,
-        bounds: Bounds,
+        quoted: Quoted,
         offer: &Offer,
     ) -> Result<PaidAnswer, MeteringError> {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
-        let quoted = self.quote(bounds, offer)?;
         let model = request.model.clone();
         let begin = self.clone().begin(order, quoted);
         let run = async move {
@@ -152,12 +168,11 @@ impl Metering {
         &self,
         order: Order,
         request: &ChatRequest<'_>,
-        bounds: Bounds,
+        quoted: Quoted,
         offer: &Offer,
     ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
-        let quoted = self.quote(bounds, offer)?;
         let tap = StreamTap::new(&request.model, request.wants_usage, request.choices());
         let begin = self.clone().begin(order, quoted);
         let metering = self.clone();
@@ -192,11 +207,6 @@ impl Metering {
         begun.await.unwrap_or(Err(MeteringError::Stopping))
     }
 
-    /// What a request can cost at most.
-    pub fn price(&self, bounds: Bounds, offer: &Offer) -> Result<MicroUsdc, MeteringError> {
-        Ok(self.quote(bounds, offer)?.quote.amount)
-    }
-
     /// What becomes of a request whose order was claimed before, by a request of the same wallet.
     pub async fn replay(&self, wallet: Wallet, request_id: &str) -> Result<Replay, MeteringError> {
         let receipt = match self.ledger.receipt(wallet, request_id).await? {
@@ -224,15 +234,6 @@ impl Metering {
 
     fn upstream(&self, offer: &Offer) -> Result<&OpenAi, MeteringError> {
         self.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
-    }
-
-    fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
-        let terms = offer.terms(self.markup);
-        let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
-        let quote = quote.ok_or(MeteringError::Unpriceable)?;
-        // Of a model that may be asked to reason, nobody can tell how much it did.
-        let may_reason_unseen = offer.reasoning != Reasoning::Reject;
-        Ok(Quoted { terms, bounds, quote, may_reason_unseen })
     }
 
     /// Holds what a request can cost at most.

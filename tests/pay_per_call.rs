@@ -342,3 +342,35 @@ async fn an_answer_that_is_there_is_given_again_with_no_money_left() {
     assert_eq!(upstream.received().len(), runs + 1);
     gateway.audit();
 }
+
+#[tokio::test]
+async fn a_payment_is_receipted_also_where_its_request_failed() {
+    let upstream = ScriptedUpstream::start().await;
+    let gateway = Gateway::start(&TestChain::shared(), &upstream.base_url).await;
+    let wallet = stranger(&gateway).await;
+    let payment = payment(&gateway, &wallet, CENT);
+    upstream.play(Script::hang_up());
+    let answer = paid(&gateway, &payment, &ask("Hello")).send().await;
+    answer.error(502, "upstream_unreachable");
+    assert_eq!(answer.decoded("payment-response")["success"], true, "the money is the payer's balance");
+    assert_eq!(gateway.balance(&wallet).await.balance, CENT);
+    gateway.audit();
+}
+
+#[tokio::test]
+async fn a_payment_made_on_earlier_terms_still_gets_its_answer() {
+    let mut gateway = Gateway::usual().await;
+    let wallet = stranger(&gateway).await;
+    let payment = payment(&gateway, &wallet, CENT);
+    let body = ask("Hello");
+    let answer = paid(&gateway, &payment, &body).send().await.expect(200);
+    let old_treasury = gateway.setup.pay_to;
+    gateway.reconfigure(|setup| setup.pay_to = TestWallet::random().address());
+    let again = paid(&gateway, &payment, &body).send().await.expect(200);
+    assert_eq!(again.text(), answer.text());
+    assert_eq!(again.header("idempotent-replayed"), Some("true"));
+    // A new one must be on the terms of today.
+    let old_terms = wallet.authorization(old_treasury, CENT).sign();
+    let refused = paid(&gateway, &old_terms, &body).send().await.expect(402);
+    assert_eq!(refused.decoded("payment-required")["error"], "invalid_exact_evm_recipient_mismatch");
+}

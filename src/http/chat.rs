@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use axum::response::Response;
+use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use tokio::sync::mpsc;
@@ -15,6 +15,7 @@ use crate::http::extract::{RawBody, RequestId};
 use crate::http::limits::Limit;
 use crate::http::purchase::{Buyer, Sale};
 use crate::http::{ApiError, json_bytes, key_limits, names, set_header, x402};
+use crate::id::Wallet;
 use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
 
@@ -38,8 +39,8 @@ pub async fn completions(
         key_limits::check_model(principal, &offer.id)?;
     }
     let bounds = request.bounds(offer)?;
-    let price = app.metering.price(bounds, offer)?;
-    let sale = Sale { path: PATH, description: "One chat completion", price, body: &body };
+    let quoted = app.metering.quote(bounds, offer)?;
+    let sale = Sale { path: PATH, description: "One chat completion", price: quoted.price(), body: &body };
     let purchase = match sale.to(&app, buyer, &headers, &limit).await? {
         Ok(purchase) => purchase,
         Err(payment_required) => return Ok(payment_required),
@@ -47,24 +48,25 @@ pub async fn completions(
     let wallet = purchase.principal.wallet;
     let order = Order { id, principal: purchase.principal.clone(), claim: purchase.claim.clone() };
     let answered = if request.stream {
-        app.metering.stream(order, &request, bounds, offer).await.map(event_stream)
+        app.metering.stream(order, &request, quoted, offer).await.map(event_stream)
     } else {
-        app.metering.answer(order, &request, bounds, offer).await.map(paid_answer)
+        app.metering.answer(order, &request, quoted, offer).await.map(paid_answer)
     };
-    let response = match answered {
-        Ok(response) => response,
+    let answered = match answered {
+        Ok(response) => Ok(response),
         Err(MeteringError::Claimed(claimed)) if claimed.is_same_request => {
-            replayed(app.metering.replay(wallet, &claimed.request_id).await?, &claimed.request_id)?
+            replayed(&app, wallet, &claimed.request_id).await
         }
-        Err(MeteringError::Claimed(_)) => return Err(purchase.name_is_taken()),
-        Err(error) => return Err(explain(&app, &sale, &request, error)),
+        Err(MeteringError::Claimed(_)) => Err(purchase.name_is_taken()),
+        Err(error) => Err(explain(&app, &sale, &request, error)),
     };
-    Ok(purchase.with_receipt(&app, response))
+    // Also of a request that failed, the payment has been made, and its payer is told so.
+    Ok(purchase.with_receipt(&app, answered.into_response()))
 }
 
 /// The answer to a request that was run before.
-fn replayed(replay: Replay, request_id: &str) -> Result<Response, ApiError> {
-    let mut response = match replay {
+async fn replayed(app: &App, wallet: Wallet, request_id: &str) -> Result<Response, ApiError> {
+    let mut response = match app.metering.replay(wallet, request_id).await? {
         Replay::Answer(paid) => paid_answer(paid),
         Replay::Stream(events) => event_stream_of(Body::from(events)),
         Replay::Running => {

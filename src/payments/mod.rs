@@ -312,21 +312,21 @@ impl Payments {
         admitted.await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Whether a payment is in the journal: then what it was worth is settled already, or will be.
-    pub async fn is_known(&self, payload: &Payload) -> Result<bool, PaymentError> {
-        Ok(self.find(payload).await?.is_some())
-    }
-
     /// Checks that a payment is on our terms and its payer's, before anything is told of that wallet.
-    pub async fn check_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
-        self.check_terms(payload)?;
+    /// Whether it is in the journal: then it was on the terms of its day, and what it was worth is
+    /// settled already, or will be.
+    pub async fn check_payer(&self, payload: &Payload) -> Result<bool, PaymentError> {
+        let is_known = self.find(payload).await?.is_some();
+        if !is_known {
+            self.check_terms(payload)?;
+        }
         self.check_signature(payload).await?;
         let authorization = &payload.authorization;
         let hash = authorization.signing_hash(self.0.chain.domain());
         if crate::chain::recover(hash, &payload.signature) == Some(authorization.from.0)
             || self.0.chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
         {
-            return Ok(());
+            return Ok(is_known);
         }
         Err(refused(
             Reason::InvalidSignature,

@@ -12,8 +12,9 @@ use crate::id::Wallet;
 use crate::payments::store::{self, OpenTransaction};
 use crate::payments::{PaymentError, Payments, RelayerGas, unpoisoned};
 
-/// A transaction not mined for this long is replaced: ten blocks on Base.
-const STUCK_SECONDS: i64 = 20;
+/// A transaction not mined for this long is replaced: four blocks on Base, so that its successor can be
+/// mined while the payer still waits for the answer.
+const STUCK_SECONDS: i64 = 8;
 /// Account nonces filled at one look; there is never more than one gap unless an endpoint lied.
 const FILLED_AT_ONCE: u64 = 16;
 /// A relayer that cannot pay for this many transfers at the present fee is low on gas.

@@ -72,29 +72,9 @@ pub async fn newest(db: &Db, state: Option<State>, limit: i64) -> Result<Vec<Pay
     rows.iter().map(read).collect()
 }
 
-/// A wallet's payments that are not at rest.
-pub struct InFlight {
-    pub count: i64,
-    pub value: MicroUsdc,
-}
-
-pub async fn in_flight(tx: &mut DbTx, wallet: Wallet) -> Result<InFlight, DbError> {
-    let row = tx
-        .row(
-            "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
-             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
-            args![wallet],
-        )
-        .await?;
-    match row {
-        Some(row) => Ok(InFlight { count: row.int("n")?, value: row.micro("value")? }),
-        None => Ok(InFlight { count: 0, value: MicroUsdc::ZERO }),
-    }
-}
-
-/// They themselves: there are never many.
-pub async fn unfinished_of(db: &Db, wallet: Wallet) -> Result<Vec<Payment>, DbError> {
-    let rows = db
+/// A wallet's payments that are not at rest: there are never many.
+pub async fn unfinished_of(tx: &mut DbTx, wallet: Wallet) -> Result<Vec<Payment>, DbError> {
+    let rows = tx
         .rows(
             "SELECT * FROM payments
              WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",

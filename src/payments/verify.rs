@@ -8,6 +8,7 @@
 //! 4. the signature is the payer's, as the token itself will check it;
 //! 5. the transfer, simulated on the pending block, succeeds.
 
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -15,9 +16,8 @@ use alloy::primitives::U256;
 
 use crate::chain::{self, Authorization, ChainError, Depth, Sighting};
 use crate::failpoint;
-use crate::id::Wallet;
 use crate::money::MicroUsdc;
-use crate::payments::store::{self, InFlight, NewPayment};
+use crate::payments::store::{self, NewPayment};
 use crate::payments::wire::{Payload, Reason};
 use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused};
 
@@ -30,7 +30,7 @@ const LONGEST_VALID_SECONDS: u64 = 86_400;
 /// Blocks by which two endpoints, or two looks at one, may differ.
 const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
-const MAX_UNFINISHED: i64 = 50;
+const MAX_UNFINISHED: usize = 50;
 /// Payments of one wallet that were sent and came to nothing within a day: a wallet that is a contract
 /// can agree to the simulation and burn the gas of what is sent.
 const MAX_SENT_IN_VAIN: i64 = 5;
@@ -155,44 +155,69 @@ impl Payments {
     }
 
     /// Writes a verified payment down, within its wallet's bounds. `None` if it is there already.
+    ///
+    /// What the wallet holds must cover this payment and all that are under way: the simulation has
+    /// seen it alone. Of those under way some may have left the wallet already; which, only the chain
+    /// knows, and it is asked between two tries and not inside of a transaction.
     async fn write_down(&self, new: &NewPayment<'_>) -> Result<Option<i64>, PaymentError> {
         let from = new.authorization.from;
-        // For what somebody else has carried out nothing need be held any more, nor gas be spent.
-        let is_bounded = new.state == State::Verified;
-        let held = if is_bounded { self.held_for_payments(from, new.value).await? } else { U256::MAX };
+        let held = match new.state {
+            // Read before the nonces: what leaves in between is counted twice rather than missed.
+            State::Verified => self.0.chain.token_balance(from).await?,
+            // For what somebody else has carried out nothing need be held any more, nor gas be spent.
+            _ => U256::MAX,
+        };
+        let mut gone = HashSet::new();
+        loop {
+            let (under_way, promised) = match self.try_write_down(new, held, &gone).await? {
+                Written::Done(id) => return Ok(id),
+                Written::NotCovered { under_way, promised } => (under_way, promised),
+            };
+            let known = gone.len();
+            for payment in under_way {
+                if !gone.contains(&payment.id)
+                    && self.0.chain.is_nonce_used(from, payment.authorization.nonce).await?
+                {
+                    gone.insert(payment.id);
+                }
+            }
+            // Each try finds one more that has left, or is the last.
+            if gone.len() == known {
+                return Err(not_covered(promised, held));
+            }
+        }
+    }
+
+    /// Writes a payment down if `held` covers it and all that are under way, but for those `gone`.
+    async fn try_write_down(
+        &self,
+        new: &NewPayment<'_>,
+        held: U256,
+        gone: &HashSet<i64>,
+    ) -> Result<Written, PaymentError> {
+        let from = new.authorization.from;
+        let now = self.0.clock.now();
         let mut tx = self.0.db.begin().await?;
-        let Some(id) = store::insert(&mut tx, new, self.0.clock.now()).await? else { return Ok(None) };
-        if is_bounded {
+        let Some(id) = store::insert(&mut tx, new, now).await? else { return Ok(Written::Done(None)) };
+        if new.state == State::Verified {
             // Numbering payments orders those who insert, so each sees all that came before it.
-            let in_flight = store::in_flight(&mut tx, from).await?;
-            check_in_flight(&in_flight, held)?;
-            let since = self.0.clock.now().plus_seconds(-DAY_SECONDS);
-            if store::sent_in_vain(&mut tx, from, since).await? >= MAX_SENT_IN_VAIN {
+            let under_way = store::unfinished_of(&mut tx, from).await?;
+            if under_way.len() > MAX_UNFINISHED {
+                return Err(PaymentError::TooManyUnfinished);
+            }
+            let still_here = under_way.iter().filter(|payment| !gone.contains(&payment.id));
+            let promised = still_here.map(|payment| payment.authorization.value).sum::<U256>();
+            if held < promised {
+                return Ok(Written::NotCovered { under_way, promised });
+            }
+            if store::sent_in_vain(&mut tx, from, now.plus_seconds(-DAY_SECONDS)).await? >= MAX_SENT_IN_VAIN {
                 return Err(PaymentError::TooManyFailed);
             }
         }
         tx.commit().await?;
         failpoint::reached("verified");
         tracing::info!(payment = id, wallet = %from, value = %new.value, "payment verified");
-        Ok(Some(id))
-    }
-
-    /// What a wallet holds, and what of its payments under way has left it already: together that must
-    /// cover them all and the new one. The simulation has seen the new one alone.
-    async fn held_for_payments(&self, from: Wallet, new: MicroUsdc) -> Result<U256, PaymentError> {
-        let under_way = store::unfinished_of(&self.0.db, from).await?;
-        // Read before the nonces: what leaves in between is counted twice rather than missed.
-        let mut held = self.0.chain.token_balance(from).await?;
-        let promised = under_way.iter().map(|payment| payment.authorization.value).sum::<U256>();
-        if held < promised + units(new) {
-            for payment in under_way {
-                let authorization = &payment.authorization;
-                if self.0.chain.is_nonce_used(from, authorization.nonce).await? {
-                    held += authorization.value;
-                }
-            }
-        }
-        Ok(held)
+        Ok(Written::Done(Some(id)))
     }
 
     fn check_times(&self, authorization: &Authorization) -> Result<(), PaymentError> {
@@ -327,24 +352,18 @@ fn unavailable(why: &str) -> PaymentError {
     PaymentError::Unavailable(why.to_owned())
 }
 
-/// An amount as the token counts it.
-fn units(amount: MicroUsdc) -> U256 {
-    u64::try_from(amount.get()).map(U256::from).unwrap_or(U256::MAX)
+/// What came of writing a payment down.
+enum Written {
+    /// Its id; `None` if it was there already.
+    Done(Option<i64>),
+    /// The wallet does not hold what is promised by its payments under way, this one among them.
+    NotCovered { under_way: Vec<Payment>, promised: U256 },
 }
 
 /// A wallet can authorise the same coins many times over, and each would be sent at our expense.
-fn check_in_flight(in_flight: &InFlight, held: U256) -> Result<(), PaymentError> {
-    if in_flight.count > MAX_UNFINISHED {
-        return Err(PaymentError::TooManyUnfinished);
-    }
-    let promised = units(in_flight.value);
-    if held < promised {
-        return Err(refused(
-            Reason::InsufficientBalance,
-            format!(
-                "{promised} micro-USDC are authorised in payments not finished yet, and {held} are there"
-            ),
-        ));
-    }
-    Ok(())
+fn not_covered(promised: U256, held: U256) -> PaymentError {
+    refused(
+        Reason::InsufficientBalance,
+        format!("{promised} micro-USDC are authorised in payments not finished yet, and {held} are there"),
+    )
 }

@@ -9,9 +9,10 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use serde_json::Value;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::support::http_client;
+use crate::support::{http_client, in_time};
 
 #[derive(Copy, Clone)]
 pub enum Fault {
@@ -21,6 +22,8 @@ pub enum Fault {
     AnswerLost,
     /// The call is taken, and never answered.
     Silent,
+    /// Calls of such parameters are kept waiting until the endpoint is mended.
+    HeldBack(fn(&Value) -> bool),
     /// The endpoint says something else than the chain: made of the call's parameters and the truth.
     Lie(fn(&Value, Value) -> Value),
 }
@@ -30,23 +33,32 @@ struct Relay {
     upstream: String,
     http: reqwest::Client,
     faults: Arc<Mutex<HashMap<String, Fault>>>,
+    /// Calls that are held back now.
+    waiting: watch::Sender<usize>,
 }
 
 pub struct FaultyRpc {
     pub url: String,
     faults: Arc<Mutex<HashMap<String, Fault>>>,
+    waiting: watch::Sender<usize>,
     server: JoinHandle<()>,
 }
 
 impl FaultyRpc {
     pub async fn start(upstream: &str) -> Self {
         let faults = Arc::default();
-        let relay = Relay { upstream: upstream.to_owned(), http: http_client(), faults: Arc::clone(&faults) };
+        let waiting = watch::Sender::new(0);
+        let relay = Relay {
+            upstream: upstream.to_owned(),
+            http: http_client(),
+            faults: Arc::clone(&faults),
+            waiting: waiting.clone(),
+        };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(relayed).with_state(relay);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { url, faults, server }
+        Self { url, faults, waiting, server }
     }
 
     /// Makes every call of these methods fail from now on.
@@ -57,6 +69,13 @@ impl FaultyRpc {
 
     pub fn mend(&self) {
         self.faults.lock().unwrap().clear();
+        self.waiting.send_replace(0);
+    }
+
+    /// Waits until a call is held back.
+    pub async fn held_back(&self) {
+        let mut waiting = self.waiting.subscribe();
+        in_time("a call to be held back", waiting.wait_for(|calls| *calls > 0)).await.unwrap();
     }
 }
 
@@ -73,6 +92,10 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
     match fault {
         Some(Fault::Unreachable) => return (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
         Some(Fault::Silent) => return std::future::pending().await,
+        Some(Fault::HeldBack(is_meant)) if is_meant(&call["params"]) => {
+            relay.waiting.send_modify(|calls| *calls += 1);
+            relay.waiting.subscribe().wait_for(|calls| *calls == 0).await.unwrap();
+        }
         _ => {}
     }
     let answer =
@@ -85,7 +108,9 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
             answer["result"] = lie(&call["params"], truth);
             (StatusCode::OK, answer.to_string().into())
         }
-        Some(_) => (StatusCode::SERVICE_UNAVAILABLE, Bytes::new()),
-        None => (StatusCode::OK, answer),
+        Some(Fault::AnswerLost | Fault::Unreachable | Fault::Silent) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Bytes::new())
+        }
+        Some(Fault::HeldBack(_)) | None => (StatusCode::OK, answer),
     }
 }

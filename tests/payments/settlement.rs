@@ -216,3 +216,38 @@ async fn the_same_coins_authorised_many_times_at_once_are_sent_once() {
     })
     .await;
 }
+
+/// `balanceOf` of the token.
+fn asks_for_a_balance(params: &Value) -> bool {
+    let input = params[0]["input"].as_str().or(params[0]["data"].as_str());
+    input.is_some_and(|input| input.starts_with("0x70a08231"))
+}
+
+#[tokio::test]
+async fn what_leaves_the_wallet_while_a_payment_is_verified_is_not_missed() {
+    each(async |bench| {
+        let rpc = FaultyRpc::start(&bench.chain.url).await;
+        let slow = bench.node_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
+        // It waits for a confirmation that nobody mines, so the payment is not at rest …
+        let other = bench.node_with(|config| config.confirmations = 2).await;
+        let payer = bench.payer(2 * FIVE_USD).await;
+        let (first, second) = (bench.authorization(&payer), bench.authorization(&payer));
+
+        rpc.break_methods(&[("eth_call", Fault::HeldBack(asks_for_a_balance))]);
+        let verifying = tokio::spawn(async move { slow.pay(&payload(&second)).await });
+        rpc.held_back().await;
+        // … though its five dollars have left the wallet, of which the other one asks just now.
+        other.pay_and_leave(&payload(&first)).await;
+        eventually("the transfer is in the chain", async || {
+            (bench.chain.usdc_of(payer.address()).await == FIVE_USD).then_some(())
+        })
+        .await;
+        rpc.mend();
+        assert_eq!(in_time("the second payment", verifying).await.unwrap().state, State::Credited);
+        bench.chain.mine(1).await;
+        assert_eq!(other.pay(&payload(&first)).await.state, State::Credited);
+        assert_eq!(other.balance_of(&payer).await, 10_000_000);
+        bench.assert_reconciled(&other).await;
+    })
+    .await;
+}

@@ -175,6 +175,15 @@ impl Gateway {
         self.process = launch(&self.setup, self.directory.path(), &self.host).unwrap();
     }
 
+    /// Ends the process and starts it again as `change` makes its setup.
+    pub fn reconfigure(&mut self, change: impl FnOnce(&mut Setup)) {
+        self.kill_9();
+        change(&mut self.setup);
+        let toml = self.setup.toml(&self.host, self.directory.path());
+        std::fs::write(self.config(), toml).unwrap();
+        self.restart();
+    }
+
     /// Like [`Self::restart`], for a process that may die before it is ready; whether it is.
     pub fn try_restart(&mut self) -> bool {
         self.earlier += &self.process.output();
