@@ -61,6 +61,8 @@ programs_for_tests() {
   command -v curl >/dev/null || install curl
   # The backup of an SQLite file is rehearsed with it.
   command -v sqlite3 >/dev/null || install sqlite3
+  # A page that uses the gateway is opened in it.
+  command -v chromium >/dev/null || install chromium
   # The tests start servers of their own: they need the binaries, not the service.
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || install postgresql
 }

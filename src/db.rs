@@ -427,6 +427,7 @@ fn migrator(driver: Driver) -> Migrator {
         (5, "pay_per_call", include_str!("../migrations/0005_pay_per_call.sql")),
         (6, "key limits", include_str!("../migrations/0006_key_limits.sql")),
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
+        (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
     ];
     let own = match driver {
         Driver::Sqlite => [

@@ -1,8 +1,11 @@
 //! Clients that nobody here wrote, from the package registries, against the real gateway.
 
 use std::process::{Command, Output};
+use std::sync::Arc;
 
+use crate::support::chain::TestChain;
 use crate::support::gateway::{Gateway, MODEL, micro};
+use crate::support::model_server::ModelServer;
 use crate::support::wallet::TestWallet;
 use crate::support::{project_root, tool};
 
@@ -53,16 +56,17 @@ impl House {
     }
 }
 
-/// A house for a wallet that nobody here knows, with a dollar on the chain: what it buys it pays for
-/// with the request. Payer, treasury and ledger must agree to the micro-USDC afterwards.
-async fn buy_without_an_account(program: &mut Command) {
+/// A house for a wallet that nobody here knows, with so much on the chain: what it buys it pays for
+/// with the request, or tops up before. Payer, treasury and ledger must agree to the micro-USDC afterwards.
+async fn buy_without_an_account(usd: &str, program: &mut Command) {
     let gateway = Gateway::usual().await;
     let wallet = TestWallet::random();
-    gateway.chain().mint(wallet.address(), micro("1")).await;
+    gateway.chain().mint(wallet.address(), micro(usd)).await;
     let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
     house.run(program);
     let House { gateway, wallet, .. } = house;
-    let paid = micro("1") - gateway.chain().usdc_of(wallet.address()).await;
+    let paid = micro(usd) - gateway.chain().usdc_of(wallet.address()).await;
+    assert_eq!(gateway.chain().usdc_of(gateway.setup.pay_to).await, paid, "the treasury has it");
     let charged = gateway.usage_without_key(&wallet).await["total_charged_usdc"].as_u64().unwrap();
     assert!(charged > 0 && charged < paid);
     assert_eq!(gateway.balance(&wallet).await.balance, paid - charged, "what was overpaid is the payer's");
@@ -139,22 +143,63 @@ async fn curl_with_a_payment_header() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn x402_v1_for_node_buys_answers() {
-    buy_without_an_account(node("x402_chat.mjs").arg("v1")).await;
+    buy_without_an_account("1", node("x402_chat.mjs").arg("v1")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn x402_v2_for_node_buys_answers() {
-    buy_without_an_account(node("x402_chat.mjs").arg("v2")).await;
+    buy_without_an_account("1", node("x402_chat.mjs").arg("v2")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn x402_for_python_buys_answers() {
-    buy_without_an_account(&mut python("x402_chat_python.py")).await;
+    buy_without_an_account("1", &mut python("x402_chat_python.py")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn curl_buys_an_answer() {
     let mut script = Command::new("bash");
     script.arg("curl_chat.sh");
-    buy_without_an_account(&mut script).await;
+    buy_without_an_account("1", &mut script).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn x402_extensions_for_node() {
+    buy_without_an_account("1", &mut node("x402_extensions.mjs")).await;
+}
+
+/// The code of docs/DAPP.md, on a page of another origin: signs in, tops up $2, pays for one call.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn chromium_runs_the_dapp() {
+    buy_without_an_account("3", &mut node("browser.mjs")).await;
+}
+
+/// A page of docs/, run as it stands by a wallet that nobody here knows. The chain is the test's own,
+/// since a page may stop its blocks. What the wallet paid is its balance and what its requests cost.
+async fn read_docs(page: &str) {
+    let models = ModelServer::shared();
+    let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
+    let wallet = TestWallet::random();
+    gateway.chain().mint(wallet.address(), micro("5")).await;
+    let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
+    house.run(node("run_docs.mjs").arg(format!("../../docs/{page}")));
+    let House { gateway, wallet, .. } = house;
+    let paid = micro("5") - gateway.chain().usdc_of(wallet.address()).await;
+    let path = format!("/v1/usage/{}{}", wallet.address(), gateway.sign_in(&wallet).query());
+    let usage = gateway.get(&path).send().await.expect(200).json();
+    let rows = usage["keys"].as_array().unwrap();
+    let charged: u64 = rows.iter().map(|row| row["total_charged_usdc"].as_u64().unwrap()).sum();
+    assert!(charged > 0 && charged < paid);
+    assert_eq!(usage["balance_usdc"].as_u64().unwrap(), paid - charged, "what was overpaid is the payer's");
+    gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_page_for_curl() {
+    read_docs("CURL.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_page_for_agents() {
+    read_docs("AGENTS.md").await;
 }

@@ -48,6 +48,9 @@ fn the_routes_are_those_of_the_contract() {
         ("/ready", "GET", Access::Public),
         ("/v1/status", "GET", Access::Public),
         ("/v1/models", "GET", Access::Public),
+        ("/openapi.json", "GET", Access::Public),
+        ("/docs", "GET", Access::Public),
+        ("/llms.txt", "GET", Access::Public),
         ("/v1/topup", "POST", Access::X402),
         ("/v1/topups/{wallet}", "GET", Access::Caller),
         ("/v1/auth/nonce", "GET", Access::Public),
@@ -254,6 +257,8 @@ async fn a_topup_without_a_payment_names_its_terms() {
     // The header is strict: v2 decoders may refuse members they do not know.
     let mut header = answer.decoded("payment-required");
     assert_eq!(header["resource"]["description"].take(), description);
+    let extensions = header.as_object_mut().unwrap().remove("extensions").unwrap();
+    assert_eq!(members(&extensions), ["payment-identifier"]);
     assert_eq!(
         header,
         json!({

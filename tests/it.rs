@@ -16,6 +16,7 @@ mod contract;
 mod ledger;
 mod limits;
 mod nodes;
+mod openapi;
 mod operate;
 mod pay_per_call;
 mod payments;

@@ -374,3 +374,58 @@ async fn a_payment_made_on_earlier_terms_still_gets_its_answer() {
     let refused = paid(&gateway, &old_terms, &body).send().await.expect(402);
     assert_eq!(refused.decoded("payment-required")["error"], "invalid_exact_evm_recipient_mismatch");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_payment_that_has_a_name_is_taken_once_however_often_it_is_signed() {
+    on_both(async |gateway| {
+        let wallet = stranger(gateway).await;
+        let body = ask("Hello");
+        let named = |wallet: &TestWallet, id: &str| payment(gateway, wallet, CENT).named_header(id);
+        let send = async |header: &str, body: &Value| {
+            gateway.post(CHAT).header("payment-signature", header).json(body).send().await
+        };
+        // Signed by many at once, as by a client that has lost its state.
+        let id = "order-2026-0001-aaaa";
+        let headers: Vec<_> = (0..16).map(|_| named(&wallet, id)).collect();
+        let answers = futures_util::future::join_all(headers.iter().map(|header| send(header, &body))).await;
+        for answer in answers.iter().filter(|answer| answer.status != 200) {
+            answer.error(409, "request_in_progress");
+        }
+        let again = eventually("the answer is there", async || {
+            Some(send(&named(&wallet, id), &body).await).filter(|answer| answer.status == 200)
+        })
+        .await;
+        assert_eq!(again.header("idempotent-replayed"), Some("true"));
+        assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("1") - CENT, "one was taken");
+        let usage = gateway.usage_without_key(&wallet).await;
+        assert_eq!(usage["request_count"], 1);
+        assert_eq!(gateway.balance(&wallet).await.balance, CENT - charged(&again));
+
+        // It is good for that request only, and only its payer is told of it.
+        send(&named(&wallet, id), &ask("Other")).await.error(409, "payment_identifier_reused");
+        let mut forged = payment(gateway, &wallet, CENT);
+        let stranger = payment(gateway, &TestWallet::random(), CENT);
+        forged.payload["signature"] = stranger.payload["signature"].clone();
+        let refused = send(&forged.named_header(id), &body).await.expect(402);
+        assert_eq!(refused.decoded("payment-required")["error"], "invalid_exact_evm_signature");
+        let neighbour = self::stranger(gateway).await;
+        let theirs = send(&named(&neighbour, id), &body).await.expect(200);
+        assert_eq!(theirs.header("idempotent-replayed"), None, "another wallet's name is another");
+        for bad in ["short", "has spaces in it, sir", &"x".repeat(129)] {
+            send(&named(&wallet, bad), &body).await.error(400, "invalid_payload");
+        }
+
+        // A top-up is named too.
+        gateway.chain().mint(wallet.address(), micro("5")).await;
+        let topup = async |usd: &str| {
+            let header = wallet.authorization(gateway.setup.pay_to, micro(usd)).sign();
+            let header = header.named_header("topup-2026-0001-aaaa");
+            gateway.post("/v1/topup").header("payment-signature", &header).send().await
+        };
+        let first = topup("2").await.expect(200).json()["topup_id"].clone();
+        assert_eq!(topup("2").await.expect(200).json()["topup_id"], first);
+        topup("1").await.error(409, "payment_identifier_reused");
+        assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("4") - CENT);
+    })
+    .await;
+}

@@ -7,6 +7,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse as _, Response};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use crate::app::App;
@@ -18,9 +19,10 @@ use crate::http::{ApiError, json_bytes, key_limits, names, set_header, x402};
 use crate::id::Wallet;
 use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
+use crate::payments::wire::Example;
 
 /// Where chat is for sale.
-const PATH: &str = "/v1/chat/completions";
+pub const PATH: &str = "/v1/chat/completions";
 
 pub async fn completions(
     State(app): State<App>,
@@ -40,7 +42,13 @@ pub async fn completions(
     }
     let bounds = request.bounds(offer)?;
     let quoted = app.metering.quote(bounds, offer)?;
-    let sale = Sale { path: PATH, description: "One chat completion", price: quoted.price(), body: &body };
+    let sale = Sale {
+        path: PATH,
+        description: "One chat completion",
+        price: quoted.price(),
+        body: &body,
+        example: example(&request.model),
+    };
     let purchase = match sale.to(&app, buyer, &headers, &limit).await? {
         Ok(purchase) => purchase,
         Err(payment_required) => return Ok(payment_required),
@@ -64,6 +72,50 @@ pub async fn completions(
     Ok(purchase.with_receipt(&app, answered.into_response()))
 }
 
+/// What is read of a request; all else is passed on to the upstream.
+pub fn request_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "model": {"type": "string"},
+            "messages": {"type": "array", "items": {"type": "object"}, "minItems": 1},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "stream": {"type": "boolean"},
+        },
+        "required": ["model", "messages"],
+    })
+}
+
+pub fn answer_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["model", "usage"],
+        "properties": {
+            "model": {"type": "string"},
+            "choices": {"type": "array", "items": {"type": "object"}},
+            "usage": {
+                "type": "object",
+                "required": ["charged_usdc"],
+                "properties": {"charged_usdc": {"type": "integer", "description": "Micro-USDC."}},
+            },
+        },
+    })
+}
+
+pub fn example(model: &str) -> Example {
+    let message = |role: &str, content: &str| json!({"role": role, "content": content});
+    Example {
+        body: json!({"model": model, "messages": [message("user", "Hello")], "max_tokens": 200}),
+        schema: request_schema(),
+        answer: json!({
+            "object": "chat.completion",
+            "model": model,
+            "choices": [{"index": 0, "message": message("assistant", "Hello."), "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 8, "completion_tokens": 2, "total_tokens": 10, "charged_usdc": 3},
+        }),
+    }
+}
+
 /// The answer to a request that was run before.
 async fn replayed(app: &App, wallet: Wallet, request_id: &str) -> Result<Response, ApiError> {
     let mut response = match app.metering.replay(wallet, request_id).await? {
@@ -84,11 +136,9 @@ async fn replayed(app: &App, wallet: Wallet, request_id: &str) -> Result<Respons
             return Err(ApiError::new(StatusCode::CONFLICT, "answer_not_kept", message));
         }
     };
-    response.headers_mut().insert(IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
+    response.headers_mut().insert(names::IDEMPOTENT_REPLAYED, HeaderValue::from_static("true"));
     Ok(response)
 }
-
-const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 fn unknown_model(id: &str) -> ApiError {
     let shown: String = id.chars().take(100).collect();
@@ -134,7 +184,7 @@ fn event_stream_of(body: Body) -> Response {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
-    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-store"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response
 }

@@ -4,7 +4,8 @@
 use axum::http::header::{HeaderName, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::Serialize;
 
 use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
@@ -77,13 +78,27 @@ impl ApiError {
     }
 }
 
+#[derive(Serialize, JsonSchema)]
+pub struct ErrorBody {
+    error: ErrorDetail,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ErrorDetail {
+    /// What to do next, for people.
+    message: String,
+    r#type: &'static str,
+    /// For programs; docs/ERRORS.md lists them.
+    code: &'static str,
+    /// The member of the request that it is about.
+    param: Option<String>,
+}
+
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({
-            "error": {
-                "message": self.message, "type": self.kind(), "code": self.code, "param": self.param,
-            }
-        });
+        let kind = self.kind();
+        let error = ErrorDetail { message: self.message, r#type: kind, code: self.code, param: self.param };
+        let body = ErrorBody { error };
         let mut response = super::json(self.status, &body);
         response.headers_mut().extend(self.headers);
         response
@@ -311,6 +326,10 @@ impl From<PaymentError> for ApiError {
                     .with_header(RETRY_AFTER, HeaderValue::from_static("3600"))
             }
             PaymentError::MadeForAnother => purchase::payment_already_used(),
+            PaymentError::IdentifierReused => {
+                let message = format!("{error}; nothing was taken: use a new identifier for a new request");
+                Self::new(StatusCode::CONFLICT, "payment_identifier_reused", message)
+            }
             PaymentError::OutOfBounds => Self::invalid("invalid_amount", error.to_string()),
             PaymentError::Unavailable(cause) => payments_unavailable(
                 &cause,

@@ -3,13 +3,15 @@
 
 use std::collections::BTreeSet;
 
+use schemars::JsonSchema;
+use serde::ser::SerializeMap as _;
+use serde::{Serialize, Serializer};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::auth::{KeyLimits, LimitChanges, Principal};
 use crate::clock::Timestamp;
 use crate::http::ApiError;
-use crate::ledger::Spending;
 use crate::money::MicroUsdc;
 
 /// More models than anybody lists one by one.
@@ -106,20 +108,53 @@ fn per_minute(value: &Value) -> Result<u32, ApiError> {
         .ok_or_else(|| invalid(REQUESTS_PER_MINUTE, "a whole number from 1 to 1000000, or null"))
 }
 
-/// Adds a key's limits to its JSON.
-pub fn show(limits: &KeyLimits, into: &mut Map<String, Value>) {
-    into.insert(EXPIRES_AT.into(), json!(limits.expires_at.map(Timestamp::rfc3339)));
-    into.insert(SPEND_CAP.into(), json!(limits.spend_cap.map(MicroUsdc::get)));
-    into.insert(SPEND_CAP_PER_DAY.into(), json!(limits.spend_cap_per_day.map(MicroUsdc::get)));
-    into.insert(ALLOWED_MODELS.into(), json!(limits.allowed_models.as_deref()));
-    into.insert(REQUESTS_PER_MINUTE.into(), json!(limits.requests_per_minute));
+/// The JSON Schema of the members that [`parse`] reads.
+pub fn schema() -> Map<String, Value> {
+    let amount = json!({"type": ["integer", "null"], "minimum": 0, "description": "Micro-USDC."});
+    let members = json!({
+        EXPIRES_AT: {"type": ["string", "null"], "format": "date-time"},
+        SPEND_CAP: amount,
+        SPEND_CAP_PER_DAY: amount,
+        ALLOWED_MODELS: {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": MAX_MODELS},
+        REQUESTS_PER_MINUTE: {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_PER_MINUTE},
+    });
+    members.as_object().cloned().unwrap_or_default()
 }
 
-/// Adds what a key has spent and holds, of all days and of today.
-pub fn show_spending((ever, today): (Spending, Spending), into: &mut Map<String, Value>) {
-    into.insert("spent_usdc".into(), json!(ever.spent.get()));
-    into.insert("spent_today_usdc".into(), json!(today.spent.get()));
-    into.insert("held_usdc".into(), json!(ever.held.get()));
+/// A key's limits; null: no such limit.
+#[derive(Serialize, JsonSchema)]
+pub struct LimitsBody {
+    /// RFC 3339.
+    expires_at: Option<String>,
+    /// Micro-USDC, of all days.
+    spend_cap_usdc: Option<i64>,
+    /// Micro-USDC a UTC day.
+    spend_cap_per_day_usdc: Option<i64>,
+    /// Ids of models.
+    allowed_models: Option<Vec<String>>,
+    requests_per_minute: Option<u32>,
+}
+
+impl LimitsBody {
+    pub fn of(limits: &KeyLimits) -> Self {
+        Self {
+            expires_at: limits.expires_at.map(Timestamp::rfc3339),
+            spend_cap_usdc: limits.spend_cap.map(MicroUsdc::get),
+            spend_cap_per_day_usdc: limits.spend_cap_per_day.map(MicroUsdc::get),
+            allowed_models: limits.allowed_models.as_deref().map(<[String]>::to_vec),
+            requests_per_minute: limits.requests_per_minute,
+        }
+    }
+}
+
+/// Only those that a key has.
+pub fn without_nulls<S: Serializer>(limits: &LimitsBody, serializer: S) -> Result<S::Ok, S::Error> {
+    let limits = serde_json::to_value(limits).map_err(serde::ser::Error::custom)?;
+    let mut map = serializer.serialize_map(None)?;
+    for (name, limit) in limits.as_object().into_iter().flatten().filter(|(_, limit)| !limit.is_null()) {
+        map.serialize_entry(name, limit)?;
+    }
+    map.end()
 }
 
 /// Whether the caller's key may call a model.

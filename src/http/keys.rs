@@ -4,13 +4,56 @@ use axum::extract::State;
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, HeaderValue};
 use axum::response::Response;
+use schemars::JsonSchema;
 use secrecy::{ExposeSecret as _, SecretString};
-use serde_json::{Map, Value, json};
+use serde::Serialize;
 
 use crate::app::App;
 use crate::auth::{ApiKey, KeyLimits};
 use crate::http::extract::{Owner, Page, PathText};
-use crate::http::{ApiError, json, key_limits};
+use crate::http::key_limits::{self, LimitsBody};
+use crate::http::session::Revoked;
+use crate::http::{ApiError, json};
+use crate::ledger::Spending;
+
+/// A key as lists show it: without its secret.
+#[derive(Serialize, JsonSchema)]
+pub struct KeyBody {
+    id: i64,
+    label: Option<String>,
+    /// RFC 3339.
+    created_at: String,
+    /// RFC 3339.
+    revoked_at: Option<String>,
+    #[serde(flatten)]
+    limits: LimitsBody,
+    /// Micro-USDC, of all days.
+    spent_usdc: i64,
+    /// Micro-USDC, of this UTC day.
+    spent_today_usdc: i64,
+    /// Micro-USDC that requests under way may still cost.
+    held_usdc: i64,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct KeyList {
+    data: Vec<KeyBody>,
+    /// Where the next page begins; null at the end.
+    next_cursor: Option<String>,
+}
+
+/// A key with its secret, which is shown this once. Limits are there where it has some.
+#[derive(Serialize, JsonSchema)]
+pub struct NewKey {
+    id: i64,
+    /// `sk-` and 64 hex digits.
+    key: String,
+    label: Option<String>,
+    /// RFC 3339.
+    created_at: String,
+    #[serde(flatten, serialize_with = "key_limits::without_nulls")]
+    limits: LimitsBody,
+}
 
 pub async fn create(State(app): State<App>, owner: Owner) -> Result<Response, ApiError> {
     let limits = key_limits::parse(&app, &owner.body, &["message", "signature", "label"])?;
@@ -24,13 +67,9 @@ pub async fn list(State(app): State<App>, page: Page, owner: Owner) -> Result<Re
     let mut keys = app.keys.list(owner.wallet, before, page.rows()).await?;
     let next_cursor = page.cut(&mut keys, |key| key.id.to_string());
     let spending = app.ledger.spending_of_keys(owner.wallet).await?;
-    let row = |key: &ApiKey| {
-        let mut row = describe(key);
-        key_limits::show_spending(spending.get(&key.id).copied().unwrap_or_default(), &mut row);
-        row
-    };
-    let data: Vec<_> = keys.iter().map(row).collect();
-    Ok(json(StatusCode::OK, &json!({"data": data, "next_cursor": next_cursor})))
+    let row = |key: &ApiKey| describe(key, spending.get(&key.id).copied().unwrap_or_default());
+    let data = keys.iter().map(row).collect();
+    Ok(json(StatusCode::OK, &KeyList { data, next_cursor }))
 }
 
 pub async fn change(
@@ -43,9 +82,7 @@ pub async fn change(
     let id = key_id.parse().map_err(|_| no_such_key())?;
     let key = app.keys.change(wallet, id, changes).await?.ok_or_else(no_such_key)?;
     let spending = app.ledger.spending_of_keys(wallet).await?;
-    let mut body = describe(&key);
-    key_limits::show_spending(spending.get(&id).copied().unwrap_or_default(), &mut body);
-    Ok(json(StatusCode::OK, &body))
+    Ok(json(StatusCode::OK, &describe(&key, spending.get(&id).copied().unwrap_or_default())))
 }
 
 pub async fn rotate(
@@ -58,28 +95,31 @@ pub async fn rotate(
     Ok(shown_once(StatusCode::OK, &key, &secret))
 }
 
-/// A key with its secret, which no cache may keep. Limits are there where it has some.
+/// A key with its secret, which no cache may keep.
 fn shown_once(status: StatusCode, key: &ApiKey, secret: &SecretString) -> Response {
-    let mut body = Map::new();
-    key_limits::show(&key.limits, &mut body);
-    body.retain(|_, limit| !limit.is_null());
-    body.insert("id".into(), json!(key.id));
-    body.insert("key".into(), json!(secret.expose_secret()));
-    body.insert("label".into(), json!(key.label));
-    body.insert("created_at".into(), json!(key.created_at.rfc3339()));
+    let body = NewKey {
+        id: key.id,
+        key: secret.expose_secret().to_owned(),
+        label: key.label.clone(),
+        created_at: key.created_at.rfc3339(),
+        limits: LimitsBody::of(&key.limits),
+    };
     let mut response = json(status, &body);
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     response
 }
 
-fn describe(key: &ApiKey) -> Map<String, Value> {
-    let mut row = Map::new();
-    row.insert("id".into(), json!(key.id));
-    row.insert("label".into(), json!(key.label));
-    row.insert("created_at".into(), json!(key.created_at.rfc3339()));
-    row.insert("revoked_at".into(), json!(key.revoked_at.map(|at| at.rfc3339())));
-    key_limits::show(&key.limits, &mut row);
-    row
+fn describe(key: &ApiKey, (ever, today): (Spending, Spending)) -> KeyBody {
+    KeyBody {
+        id: key.id,
+        label: key.label.clone(),
+        created_at: key.created_at.rfc3339(),
+        revoked_at: key.revoked_at.map(|at| at.rfc3339()),
+        limits: LimitsBody::of(&key.limits),
+        spent_usdc: ever.spent.get(),
+        spent_today_usdc: today.spent.get(),
+        held_usdc: ever.held.get(),
+    }
 }
 
 fn no_such_key() -> ApiError {
@@ -100,5 +140,5 @@ pub async fn revoke(
     if !revoked {
         return Err(no_such_key());
     }
-    Ok(json(StatusCode::OK, &json!({"revoked": true})))
+    Ok(json(StatusCode::OK, &Revoked { revoked: true }))
 }

@@ -28,11 +28,13 @@ fn served(method: &Method) -> bool {
 }
 
 /// What a browser's script may read of every answer.
-const EXPOSED: [HeaderName; 10] = [
+const EXPOSED: [HeaderName; 12] = [
     names::PAYMENT_REQUIRED,
     names::PAYMENT_RESPONSE,
     names::X_PAYMENT_RESPONSE,
     RETRY_AFTER,
+    names::X_SHOULD_RETRY,
+    names::IDEMPOTENT_REPLAYED,
     names::X_REQUEST_ID,
     names::X_CHARGED_USDC,
     names::X_BALANCE_USDC,

@@ -8,6 +8,7 @@ mod keys;
 mod leftover;
 mod limits;
 mod middleware;
+mod openapi;
 mod purchase;
 mod requests;
 mod server;
@@ -55,6 +56,9 @@ fn routes() -> Routes {
     Routes::default()
         .get("/health", Access::Public, status::health)
         .get("/ready", Access::Public, status::ready)
+        .get("/openapi.json", Access::Public, openapi::document)
+        .get("/docs", Access::Public, openapi::page)
+        .get("/llms.txt", Access::Public, openapi::llms)
         .get("/v1/status", Access::Public, status::status)
         .get("/v1/models", Access::Public, status::models)
         .post("/v1/topup", Access::X402, topup::topup)
@@ -163,6 +167,9 @@ mod names {
     pub const X_PAYMENT: HeaderName = HeaderName::from_static("x-payment");
     pub const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
     pub const SIGN_IN_WITH_X: HeaderName = HeaderName::from_static("sign-in-with-x");
+    /// A client that must not try again by itself reads this: the OpenAI SDKs do.
+    pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+    pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
     pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     pub const X_CHARGED_USDC: HeaderName = HeaderName::from_static("x-charged-usdc");
     pub const X_BALANCE_USDC: HeaderName = HeaderName::from_static("x-balance-usdc");

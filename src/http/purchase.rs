@@ -10,18 +10,15 @@ use axum::response::Response;
 use serde_json::json;
 
 use crate::app::App;
-use crate::auth::Principal;
+use crate::auth::{Principal, siwx};
 use crate::claims::{self, Claim};
 use crate::http::extract::{Caller, single};
 use crate::http::limits::Limit;
-use crate::http::session::sign_in_extensions;
-use crate::http::{ApiError, json as json_answer, x402};
+use crate::http::{ApiError, json as json_answer, names, x402};
 use crate::money::MicroUsdc;
-use crate::payments::wire::{Payload, Reason, Requirement};
+use crate::payments::wire::{self, Example, Payload, Reason, Requirement};
 use crate::payments::{Payment, PaymentError};
 
-/// A client that must not try again by itself reads this: the OpenAI SDKs do.
-const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// As long as those that others take.
 const MAX_KEY_CHARS: usize = 255;
@@ -55,6 +52,8 @@ pub struct Sale<'a> {
     pub description: &'static str,
     pub price: MicroUsdc,
     pub body: &'a [u8],
+    /// For those who come upon the path in a catalogue of what is for sale.
+    pub example: Example,
 }
 
 /// A request that is paid for, as far as its wallet's balance goes.
@@ -162,8 +161,13 @@ impl Sale<'_> {
 
     pub fn terms(&self, app: &App, missing: MicroUsdc) -> Requirement {
         let terms = x402::requirement(app, self.path, self.description, self.asked(app, missing));
-        // A wallet with a balance signs in instead of paying.
-        Requirement { extensions: Some(sign_in_extensions(app, self.path)), ..terms }
+        let extensions = x402::extensions([
+            // A wallet with a balance signs in instead of paying.
+            (siwx::NAME, siwx::extension(&app.config.auth, &terms.resource, &app.nonces.issue())),
+            wire::payment_identifier_extension(),
+            wire::bazaar_extension(&self.example),
+        ]);
+        Requirement { extensions: Some(extensions), ..terms }
     }
 
     /// Terms that clients of both versions can pay: v2 in the header, strict v1 in the body.
@@ -200,7 +204,7 @@ fn pending(app: &App, payment: &Payment) -> Response {
         json!({"x402Version": 1, "error": sentence, "topup_id": payment.id, "tx_hash": payment.tx_hash});
     let mut response = json_answer(StatusCode::PAYMENT_REQUIRED, &body);
     response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
-    response.headers_mut().insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    response.headers_mut().insert(names::X_SHOULD_RETRY, HeaderValue::from_static("false"));
     x402::with_receipt(app, response, payment, Err(Reason::SettlementPending))
 }
 

@@ -3,9 +3,9 @@
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::clock::Timestamp;
@@ -40,8 +40,9 @@ fn parse_cursor(cursor: &str) -> Option<(Timestamp, String)> {
     Some((Timestamp::from_millis(ms.parse().ok()?), id.to_owned()))
 }
 
-#[derive(Serialize)]
-struct ReceiptBody {
+/// What a request used, at which prices, what it cost and what was charged for it.
+#[derive(Serialize, JsonSchema)]
+pub struct ReceiptBody {
     id: String,
     object: &'static str,
     wallet: String,
@@ -49,24 +50,49 @@ struct ReceiptBody {
     model: String,
     provider: String,
     upstream_model: String,
+    /// `settled`, `estimated` or `released`.
     outcome: &'static str,
     /// Why it ended otherwise than by a whole answer with usage.
     reason: Option<String>,
-    usage: Value,
+    usage: UsageBody,
     /// The upstream's own words, byte for byte.
     usage_reported: Option<Box<RawValue>>,
-    prices: Value,
+    prices: PricesBody,
+    /// Basis points added to cost.
     markup_bps: u32,
+    /// Micro-USDC that were held.
     hold_usdc: i64,
+    /// USD, a decimal.
     cost_usd: String,
+    /// Micro-USDC.
     charged_usdc: i64,
+    /// RFC 3339.
     created_at: String,
+    /// RFC 3339.
     ended_at: String,
 }
 
-#[derive(Serialize)]
-struct ReceiptList {
+/// Tokens. Cached ones are among the prompt's, reasoning ones among the completion's.
+#[derive(Serialize, JsonSchema)]
+struct UsageBody {
+    prompt_tokens: u64,
+    cached_tokens: u64,
+    completion_tokens: u64,
+    reasoning_tokens: u64,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct PricesBody {
+    unit: &'static str,
+    prompt: String,
+    cached_prompt: String,
+    completion: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct ReceiptList {
     data: Vec<ReceiptBody>,
+    /// Where the next page begins; null at the end.
     next_cursor: Option<String>,
 }
 
@@ -83,19 +109,19 @@ fn render(receipt: &Receipt) -> ReceiptBody {
         upstream_model: terms.upstream_model.clone(),
         outcome: receipt.outcome.as_str(),
         reason: receipt.reason.clone(),
-        usage: json!({
-            "prompt_tokens": usage.prompt,
-            "cached_tokens": usage.cached,
-            "completion_tokens": usage.completion,
-            "reasoning_tokens": usage.reasoning,
-        }),
+        usage: UsageBody {
+            prompt_tokens: usage.prompt,
+            cached_tokens: usage.cached,
+            completion_tokens: usage.completion,
+            reasoning_tokens: usage.reasoning,
+        },
         usage_reported: receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok()),
-        prices: json!({
-            "unit": "USD per 1M tokens, at cost",
-            "prompt": terms.prices.prompt.to_usd_per_million(),
-            "cached_prompt": terms.prices.cached_prompt.to_usd_per_million(),
-            "completion": terms.prices.completion.to_usd_per_million(),
-        }),
+        prices: PricesBody {
+            unit: "USD per 1M tokens, at cost",
+            prompt: terms.prices.prompt.to_usd_per_million(),
+            cached_prompt: terms.prices.cached_prompt.to_usd_per_million(),
+            completion: terms.prices.completion.to_usd_per_million(),
+        },
         markup_bps: terms.markup_bps,
         hold_usdc: receipt.hold.get(),
         cost_usd: receipt.cost.to_usd(),

@@ -4,27 +4,50 @@ use axum::extract::{FromRequest as _, Request, State};
 use axum::http::StatusCode;
 use axum::http::header::{CACHE_CONTROL, HeaderValue};
 use axum::response::Response;
+use schemars::JsonSchema;
 use secrecy::ExposeSecret as _;
-use serde_json::{Value, json};
+use serde::Serialize;
 
 use crate::app::App;
-use crate::auth::{Purpose, siwx};
+use crate::auth::Purpose;
 use crate::http::extract::{Signed, SmallBody, session_token};
 use crate::http::{ApiError, json};
 
+#[derive(Serialize, JsonSchema)]
+pub struct NonceBody {
+    nonce: String,
+    /// RFC 3339.
+    expires_at: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct SessionBody {
+    /// Good as `Authorization: Bearer …` wherever an API key is.
+    session_token: String,
+    /// RFC 3339.
+    expires_at: String,
+    wallet: String,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Revoked {
+    pub revoked: bool,
+}
+
 pub async fn nonce(State(app): State<App>) -> Response {
     let nonce = app.nonces.issue();
-    unstored(json(StatusCode::OK, &json!({"nonce": nonce.text, "expires_at": nonce.expires_at.rfc3339()})))
+    let body = NonceBody { nonce: nonce.text, expires_at: nonce.expires_at.rfc3339() };
+    unstored(json(StatusCode::OK, &body))
 }
 
 pub async fn create(State(app): State<App>, SmallBody(body): SmallBody) -> Result<Response, ApiError> {
     let wallet = Signed::from_body(&body)?.verify(&app, Purpose::Write).await?;
     let session = app.sessions.begin(wallet).await?;
-    let body = json!({
-        "session_token": session.token.expose_secret(),
-        "expires_at": session.expires_at.rfc3339(),
-        "wallet": wallet.to_string(),
-    });
+    let body = SessionBody {
+        session_token: session.token.expose_secret().to_owned(),
+        expires_at: session.expires_at.rfc3339(),
+        wallet: wallet.to_string(),
+    };
     Ok(unstored(json(StatusCode::CREATED, &body)))
 }
 
@@ -46,14 +69,7 @@ pub async fn revoke(State(app): State<App>, request: Request) -> Result<Response
             ));
         }
     }
-    Ok(json(StatusCode::OK, &json!({"revoked": true})))
-}
-
-/// The `extensions` of a 402 for what a signed-in wallet's balance can pay for, at this path.
-pub fn sign_in_extensions(app: &App, path: &str) -> Value {
-    let base = app.config.public_url.as_str().trim_end_matches('/');
-    let extension = siwx::extension(&app.config.auth, &format!("{base}{path}"), &app.nonces.issue());
-    json!({ siwx::NAME: extension })
+    Ok(json(StatusCode::OK, &Revoked { revoked: true }))
 }
 
 fn unstored(mut response: Response) -> Response {

@@ -5,17 +5,37 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::http::json;
 use crate::payments::{ChainHealth, RelayerGas};
 use crate::pricing::Offer;
 
+#[derive(Serialize, JsonSchema)]
+pub struct Health {
+    status: &'static str,
+}
+
 pub async fn health() -> Response {
-    json(StatusCode::OK, &json!({"status": "ok"}))
+    json(StatusCode::OK, &Health { status: "ok" })
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct Ready {
+    /// `ready`, or `degraded`.
+    status: &'static str,
+    checks: Checks,
+}
+
+/// Each `ok`, or what is wrong.
+#[derive(Serialize, JsonSchema)]
+struct Checks {
+    database: &'static str,
+    chain: String,
+    journal: String,
 }
 
 /// Ready for requests with an API key: only the database must be there for those.
@@ -33,14 +53,10 @@ pub async fn ready(State(app): State<App>) -> Response {
     };
     let all_ok = database.is_ok() && journal == "ok" && chain == "ok";
     let serving = database.is_ok() && !app.tasks.is_stopping();
-    let body = json!({
-        "status": if all_ok && serving { "ready" } else { "degraded" },
-        "checks": {
-            "database": if database.is_ok() { "ok" } else { "does not answer" },
-            "chain": chain,
-            "journal": journal,
-        },
-    });
+    let body = Ready {
+        status: if all_ok && serving { "ready" } else { "degraded" },
+        checks: Checks { database: if database.is_ok() { "ok" } else { "does not answer" }, chain, journal },
+    };
     json(if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }
 
@@ -50,33 +66,52 @@ fn low_gas(gas: &[RelayerGas]) -> Option<String> {
     (!low.is_empty()).then(|| format!("low on gas, send ETH to the relayer: {}", low.join(", ")))
 }
 
+#[derive(Serialize, JsonSchema)]
+pub struct Status {
+    version: &'static str,
+    /// CAIP-2.
+    network: String,
+    /// The token that is taken.
+    asset: String,
+    asset_name: String,
+    asset_decimals: u8,
+    /// The treasury.
+    pay_to: String,
+    /// Basis points added to cost.
+    markup_bps: u32,
+    min_topup_usd: String,
+    max_topup_usd: String,
+    /// `ok`, or `unavailable`.
+    payments: &'static str,
+}
+
 /// What an agent needs to know before it pays.
 pub async fn status(State(app): State<App>) -> Response {
     let payments = &app.config.payments;
     let up = app.payments.health() == ChainHealth::Ok;
-    let body = json!({
-        "version": env!("CARGO_PKG_VERSION"),
-        "network": payments.network(),
-        "asset": payments.token.address.to_string(),
-        "asset_name": payments.token.name,
-        "asset_decimals": 6,
-        "pay_to": payments.pay_to.to_string(),
-        "markup_bps": app.config.markup.get(),
-        "min_topup_usd": payments.min_topup.to_usd(),
-        "max_topup_usd": payments.max_topup.to_usd(),
-        "payments": if up { "ok" } else { "unavailable" },
-    });
+    let body = Status {
+        version: env!("CARGO_PKG_VERSION"),
+        network: payments.network(),
+        asset: payments.token.address.to_string(),
+        asset_name: payments.token.name.clone(),
+        asset_decimals: 6,
+        pay_to: payments.pay_to.to_string(),
+        markup_bps: app.config.markup.get(),
+        min_topup_usd: payments.min_topup.to_usd(),
+        max_topup_usd: payments.max_topup.to_usd(),
+        payments: if up { "ok" } else { "unavailable" },
+    };
     json(StatusCode::OK, &body)
 }
 
-#[derive(Serialize)]
-struct ModelList {
+#[derive(Serialize, JsonSchema)]
+pub struct ModelList {
     object: &'static str,
     data: Vec<Model>,
 }
 
 /// A model as `GET /v1/models` lists it. The names are uneven; clients exist.
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 struct Model {
     id: String,
@@ -90,11 +125,20 @@ struct Model {
     max_output_tokens: u64,
     /// USD per million, at cost: a decimal written as a JSON number.
     #[serde(rename = "promptPricePer1MTokens")]
+    #[schemars(with = "f64")]
     prompt_price: Box<RawValue>,
+    /// The same.
     #[serde(rename = "completionPricePer1M")]
+    #[schemars(with = "f64")]
     completion_price: Box<RawValue>,
-    /// USD per million, as billed.
-    pricing: Value,
+    pricing: Pricing,
+}
+
+/// USD per million, as billed.
+#[derive(Serialize, JsonSchema)]
+struct Pricing {
+    prompt: String,
+    completion: String,
 }
 
 pub async fn models(State(app): State<App>) -> Response {
@@ -112,10 +156,10 @@ pub async fn models(State(app): State<App>) -> Response {
             max_output_tokens: offer.max_output_tokens,
             prompt_price: RawValue::from_string(prices.prompt.to_usd_per_million()).ok()?,
             completion_price: RawValue::from_string(prices.completion.to_usd_per_million()).ok()?,
-            pricing: json!({
-                "prompt": prices.prompt.to_billed_usd_per_million(markup),
-                "completion": prices.completion.to_billed_usd_per_million(markup),
-            }),
+            pricing: Pricing {
+                prompt: prices.prompt.to_billed_usd_per_million(markup),
+                completion: prices.completion.to_billed_usd_per_million(markup),
+            },
         })
     };
     let data = app.config.catalog.iter().filter_map(row).collect();

@@ -4,8 +4,8 @@ use axum::extract::State;
 use axum::http::header::{HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::Response;
-use serde::Deserialize;
-use serde_json::json;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::app::App;
@@ -13,8 +13,50 @@ use crate::http::extract::{Caller, Page, PathText, SmallBody, wallet_in_path};
 use crate::http::limits::Limit;
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
-use crate::payments::wire::{Payload, Reason, Requirement};
+use crate::payments::wire::{Payload, Reason, Requirement, payment_identifier_extension};
 use crate::payments::{Payment, PaymentError};
+
+/// A top-up that is credited. Amounts are micro-USDC.
+#[derive(Serialize, JsonSchema)]
+pub struct Credited {
+    balance_usdc: i64,
+    credited_usdc: i64,
+    /// The payer.
+    wallet: String,
+    tx_hash: String,
+    topup_id: i64,
+}
+
+/// A payment that is on its way: the same one, sent again, tells what became of it.
+#[derive(Serialize, JsonSchema)]
+pub struct Pending {
+    /// `pending`.
+    status: &'static str,
+    topup_id: i64,
+    tx_hash: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+pub struct TopupList {
+    wallet: String,
+    /// CAIP-2.
+    network: String,
+    topups: Vec<Topup>,
+    /// Where the next page begins; null at the end.
+    next_cursor: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Topup {
+    id: i64,
+    /// Micro-USDC.
+    amount_usdc: i64,
+    /// `pending`, `credited`, `finalized`, `failed` or `reversed`.
+    status: &'static str,
+    tx_hash: Option<String>,
+    /// RFC 3339.
+    created_at: String,
+}
 
 pub async fn topup(
     State(app): State<App>,
@@ -63,21 +105,19 @@ pub async fn list(
     let before = page.parse_cursor(|cursor| cursor.parse().ok())?;
     let mut payments = app.payments.of_wallet(wallet, before, page.rows()).await?;
     let next_cursor = page.cut(&mut payments, |payment| payment.id.to_string());
-    let row = |payment: &Payment| {
-        json!({
-            "id": payment.id,
-            "amount_usdc": payment.value.get(),
-            "status": payment.state.status(),
-            "tx_hash": payment.tx_hash,
-            "created_at": payment.created_at.rfc3339(),
-        })
+    let row = |payment: Payment| Topup {
+        id: payment.id,
+        amount_usdc: payment.value.get(),
+        status: payment.state.status(),
+        tx_hash: payment.tx_hash,
+        created_at: payment.created_at.rfc3339(),
     };
-    let body = json!({
-        "wallet": wallet.to_string(),
-        "network": app.config.payments.network(),
-        "topups": payments.iter().map(row).collect::<Vec<_>>(),
-        "next_cursor": next_cursor,
-    });
+    let body = TopupList {
+        wallet: wallet.to_string(),
+        network: app.config.payments.network(),
+        topups: payments.into_iter().map(row).collect(),
+        next_cursor,
+    };
     Ok(json(StatusCode::OK, &body))
 }
 
@@ -117,7 +157,8 @@ fn invalid_amount(app: &App) -> ApiError {
 
 /// What a top-up of an amount asks for.
 fn terms(app: &App, amount: MicroUsdc) -> Requirement {
-    x402::requirement(app, "/v1/topup", "Top up the paying wallet's Farebox balance", amount)
+    let terms = x402::requirement(app, "/v1/topup", "Top up the paying wallet's Farebox balance", amount);
+    Requirement { extensions: Some(x402::extensions([payment_identifier_extension()])), ..terms }
 }
 
 /// 402 with terms; after a refusal, with what was wrong: a code in the header, a sentence in the body.
@@ -138,21 +179,20 @@ async fn report(
     strict_v1: bool,
 ) -> Result<Response, ApiError> {
     let wallet = payment.authorization.from;
-    let tx_hash = payment.tx_hash.clone().unwrap_or_default();
     if payment.state.is_credited() {
         let balance = app.ledger.balance(wallet).await;
         let balance = balance.map_err(|e| PaymentError::Uncertain(e.to_string()))?;
-        let body = json!({
-            "balance_usdc": balance.balance.get(),
-            "credited_usdc": payment.value.get(),
-            "wallet": wallet.to_string(),
-            "tx_hash": tx_hash,
-            "topup_id": payment.id,
-        });
+        let body = Credited {
+            balance_usdc: balance.balance.get(),
+            credited_usdc: payment.value.get(),
+            wallet: wallet.to_string(),
+            tx_hash: payment.tx_hash.clone().unwrap_or_default(),
+            topup_id: payment.id,
+        };
         return Ok(x402::with_receipt(app, json(StatusCode::OK, &body), payment, Ok(())));
     }
     if payment.state.status() == "pending" {
-        let body = json!({"status": "pending", "topup_id": payment.id, "tx_hash": payment.tx_hash});
+        let body = Pending { status: "pending", topup_id: payment.id, tx_hash: payment.tx_hash.clone() };
         let mut response = json(StatusCode::ACCEPTED, &body);
         response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
         return Ok(x402::with_receipt(app, response, payment, Err(Reason::SettlementPending)));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
+use schemars::JsonSchema;
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -14,8 +15,9 @@ use crate::http::{ApiError, json};
 use crate::ledger::UsageTotal;
 use crate::money::{MicroUsdc, PicoUsd};
 
-#[derive(Serialize)]
-struct WalletUsage {
+/// What a wallet has and has used. Amounts in `…_usdc` are micro-USDC.
+#[derive(Serialize, JsonSchema)]
+pub struct WalletUsage {
     wallet: String,
     balance_usdc: i64,
     locked_usdc: i64,
@@ -26,8 +28,9 @@ struct WalletUsage {
     keys: Vec<KeyUsage>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, JsonSchema)]
 struct KeyUsage {
+    /// Null for calls without a key.
     api_key_id: Option<i64>,
     label: Option<String>,
     request_count: i64,
@@ -35,6 +38,7 @@ struct KeyUsage {
     total_completion_tokens: i64,
     total_charged_usdc: i64,
     /// Charged − cost, rounded once to six decimals: a decimal written as a JSON number.
+    #[schemars(with = "f64")]
     total_platform_revenue_usd: Option<Box<RawValue>>,
 }
 

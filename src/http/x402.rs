@@ -29,6 +29,11 @@ pub fn requirement(app: &App, path: &str, description: &'static str, amount: Mic
     Requirement { amount, resource: format!("{base}{path}"), description, extensions: None }
 }
 
+/// x402's extensions that the terms declare, by their names.
+pub fn extensions<const N: usize>(declared: [(&'static str, Value); N]) -> Value {
+    Value::Object(declared.into_iter().map(|(name, extension)| (name.to_owned(), extension)).collect())
+}
+
 /// The `PAYMENT-REQUIRED` header for these terms.
 pub fn quote_header(app: &App, terms: &Requirement, error: &str) -> HeaderValue {
     let quote = encode_header(&terms.v2(&app.config.payments, error));

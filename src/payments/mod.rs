@@ -22,7 +22,7 @@ use tokio::sync::{Semaphore, watch};
 use crate::chain::{Authorization, Chain, ChainError, SignedTx, TokenCheckError};
 use crate::clock::{Clock, Timestamp};
 use crate::config;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
 use crate::ledger::{Ledger, LedgerError};
 use crate::money::MicroUsdc;
@@ -43,6 +43,8 @@ const MAX_STEPS: usize = 32;
 const MAX_LATE_STEPS: usize = 8;
 /// How long a payment may take to be verified: it asks the chain several times.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
+/// So long a payer's name for a payment is remembered: as long as answers are kept.
+const IDENTIFIER_SECONDS: i64 = 86_400;
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
 
@@ -149,6 +151,9 @@ pub enum PaymentError {
     /// One payment buys one request, and this one was made for another, or for a top-up.
     #[error("this payment was made for another request")]
     MadeForAnother,
+    /// The payer has given this payment a name that another payment of its has, for something else.
+    #[error("this payment identifier was sent with another request before")]
+    IdentifierReused,
     /// The payment may be in the journal, and then it goes on by itself: another must not be signed.
     #[error("what became of the payment is not known at the moment: {0}")]
     Uncertain(String),
@@ -294,8 +299,13 @@ impl Payments {
             }
             None => {
                 self.check_terms(payload)?;
-                let value = self.value_within(payload, self.0.config.min_inline)?;
-                self.admit_in_time(payload, value, Some(request_hash)).await?
+                match self.sent_before(payload).await? {
+                    Some(first) => same_request(payload, &first, Some(request_hash))?,
+                    None => {
+                        let value = self.value_within(payload, self.0.config.min_inline)?;
+                        self.admit_in_time(payload, value, Some(request_hash)).await?
+                    }
+                }
             }
         };
         self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
@@ -313,20 +323,25 @@ impl Payments {
     }
 
     /// Checks that a payment is on our terms and its payer's, before anything is told of that wallet.
-    /// Whether it is in the journal: then it was on the terms of its day, and what it was worth is
-    /// settled already, or will be.
+    /// Whether it, or one of its name, is in the journal: then it was on the terms of its day, and what
+    /// it was worth is settled already, or will be.
     pub async fn check_payer(&self, payload: &Payload) -> Result<bool, PaymentError> {
         let is_known = self.find(payload).await?.is_some();
         if !is_known {
             self.check_terms(payload)?;
         }
+        self.check_signed_by_payer(payload).await?;
+        Ok(is_known || self.named_before(payload).await?.is_some())
+    }
+
+    async fn check_signed_by_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
         self.check_signature(payload).await?;
         let authorization = &payload.authorization;
         let hash = authorization.signing_hash(self.0.chain.domain());
         if crate::chain::recover(hash, &payload.signature) == Some(authorization.from.0)
             || self.0.chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
         {
-            return Ok(is_known);
+            return Ok(());
         }
         Err(refused(
             Reason::InvalidSignature,
@@ -343,6 +358,9 @@ impl Payments {
             self.check_terms(payload)?;
             self.check_amount(payload, amount)?;
             let value = self.value_within(payload, self.0.config.min_topup)?;
+            if let Some(first) = self.sent_before(payload).await? {
+                return same_request(payload, &first, None);
+            }
             return self.admit_in_time(payload, value, None).await;
         };
         self.check_amount(payload, amount)?;
@@ -416,6 +434,31 @@ impl Payments {
         Ok(store::unfinished_since(&self.0.db, before).await?)
     }
 
+    /// The payment that its payer has sent before under the same name and another authorization.
+    async fn sent_before(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
+        if payload.identifier.is_some() {
+            // Nobody else is told of it.
+            self.check_signed_by_payer(payload).await?;
+        }
+        self.named_before(payload).await
+    }
+
+    async fn named_before(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
+        let Some(identifier) = &payload.identifier else { return Ok(None) };
+        let mut tx = self.0.db.snapshot().await?;
+        Ok(self.find_named(&mut tx, payload.authorization.from, identifier).await?)
+    }
+
+    async fn find_named(
+        &self,
+        tx: &mut DbTx,
+        wallet: Wallet,
+        identifier: &str,
+    ) -> Result<Option<Payment>, DbError> {
+        let since = self.0.clock.now().plus_seconds(-IDENTIFIER_SECONDS);
+        store::find_named(tx, wallet, identifier, since).await
+    }
+
     async fn find(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
         let (from, nonce) = (payload.authorization.from, payload.authorization.nonce);
         Ok(store::find(&self.0.db, self.chain_id(), self.asset(), from, nonce).await?)
@@ -445,6 +488,16 @@ impl Payments {
     fn asset(&self) -> Wallet {
         self.0.config.token.address
     }
+}
+
+/// The first payment of a name stands for all that are sent under it, if they are for the same.
+fn same_request(payload: &Payload, first: &Payment, request_hash: Option<&str>) -> Result<i64, PaymentError> {
+    // What is the same top-up only its amount can tell.
+    let same_value = request_hash.is_some() || payload.value() == Some(first.value);
+    if first.request_hash.as_deref() == request_hash && same_value {
+        return Ok(first.id);
+    }
+    Err(PaymentError::IdentifierReused)
 }
 
 /// What the locks here guard is whole at every instant, so a panic elsewhere does not spoil it.

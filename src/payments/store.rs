@@ -18,6 +18,7 @@ pub struct NewPayment<'a> {
     pub value: MicroUsdc,
     pub signature: &'a [u8],
     pub request_hash: Option<&'a str>,
+    pub identifier: Option<&'a str>,
     /// Verified, or broadcast by somebody else.
     pub state: State,
     pub seen_block: i64,
@@ -31,8 +32,8 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
         .execute(
             "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro,
                                    valid_after, valid_before, signature, state, seen_block,
-                                   created_at_ms, updated_at_ms, request_hash)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14)
+                                   created_at_ms, updated_at_ms, request_hash, identifier)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15)
              ON CONFLICT (chain_id, asset, from_wallet, nonce) DO NOTHING",
             args![
                 id,
@@ -48,7 +49,8 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
                 new.state.as_str(),
                 new.seen_block,
                 now,
-                new.request_hash.map(str::to_owned)
+                new.request_hash.map(str::to_owned),
+                new.identifier.map(str::to_owned)
             ],
         )
         .await?;
@@ -95,6 +97,23 @@ pub async fn find(
         .row(
             "SELECT * FROM payments WHERE chain_id = $1 AND asset = $2 AND from_wallet = $3 AND nonce = $4",
             args![chain_id, asset, from, hex_of(nonce.as_slice())],
+        )
+        .await?;
+    row.as_ref().map(read).transpose()
+}
+
+/// A wallet's payment of a name that came to something, or still may; the first since a time.
+pub async fn find_named(
+    tx: &mut DbTx,
+    wallet: Wallet,
+    identifier: &str,
+    since: Timestamp,
+) -> Result<Option<Payment>, DbError> {
+    let row = tx
+        .row(
+            "SELECT * FROM payments WHERE from_wallet = $1 AND identifier = $2 AND created_at_ms > $3
+             AND state NOT IN ('expired', 'cancelled', 'reorged') ORDER BY id LIMIT 1",
+            args![wallet, identifier, since],
         )
         .await?;
     row.as_ref().map(read).transpose()

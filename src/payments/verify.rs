@@ -19,7 +19,7 @@ use crate::failpoint;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, NewPayment};
 use crate::payments::wire::{Payload, Reason};
-use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused};
+use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused, same_request};
 
 /// The token is strict about `validAfter`, and a block's time may be a second behind ours.
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
@@ -127,16 +127,18 @@ impl Payments {
             value,
             signature: &payload.signature,
             request_hash,
+            identifier: payload.identifier.as_deref(),
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
-        if let Some(id) = self.write_down(&new).await? {
-            return Ok(id);
-        }
-        // The same payload came in twice, and the other one was quicker.
-        match self.find(payload).await? {
-            Some(known) => self.known_for(payload, &known, request_hash),
-            None => Err(unavailable("the payment was not written down")),
+        match self.write_down(&new).await? {
+            WrittenDown::As(id) => Ok(id),
+            WrittenDown::Named(first) => same_request(payload, &first, request_hash),
+            // The same payload came in twice, and the other one was quicker.
+            WrittenDown::There => match self.find(payload).await? {
+                Some(known) => self.known_for(payload, &known, request_hash),
+                None => Err(unavailable("the payment was not written down")),
+            },
         }
     }
 
@@ -154,12 +156,12 @@ impl Payments {
         }
     }
 
-    /// Writes a verified payment down, within its wallet's bounds. `None` if it is there already.
+    /// Writes a verified payment down, within its wallet's bounds.
     ///
     /// What the wallet holds must cover this payment and all that are under way: the simulation has
     /// seen it alone. Of those under way some may have left the wallet already; which, only the chain
     /// knows, and it is asked between two tries and not inside of a transaction.
-    async fn write_down(&self, new: &NewPayment<'_>) -> Result<Option<i64>, PaymentError> {
+    async fn write_down(&self, new: &NewPayment<'_>) -> Result<WrittenDown, PaymentError> {
         let from = new.authorization.from;
         let held = match new.state {
             // Read before the nonces: what leaves in between is counted twice rather than missed.
@@ -170,8 +172,8 @@ impl Payments {
         let mut gone = HashSet::new();
         loop {
             let (under_way, promised) = match self.try_write_down(new, held, &gone).await? {
-                Written::Done(id) => return Ok(id),
-                Written::NotCovered { under_way, promised } => (under_way, promised),
+                Ok(written) => return Ok(written),
+                Err(NotCovered { under_way, promised }) => (under_way, promised),
             };
             let known = gone.len();
             for payment in under_way {
@@ -194,13 +196,19 @@ impl Payments {
         new: &NewPayment<'_>,
         held: U256,
         gone: &HashSet<i64>,
-    ) -> Result<Written, PaymentError> {
+    ) -> Result<Result<WrittenDown, NotCovered>, PaymentError> {
         let from = new.authorization.from;
         let now = self.0.clock.now();
         let mut tx = self.0.db.begin().await?;
-        let Some(id) = store::insert(&mut tx, new, now).await? else { return Ok(Written::Done(None)) };
+        let Some(id) = store::insert(&mut tx, new, now).await? else { return Ok(Ok(WrittenDown::There)) };
+        // Numbering payments orders those who insert, so each sees all that came before it.
+        if let Some(identifier) = new.identifier
+            && let Some(first) = self.find_named(&mut tx, from, identifier).await?
+            && first.id != id
+        {
+            return Ok(Ok(WrittenDown::Named(Box::new(first))));
+        }
         if new.state == State::Verified {
-            // Numbering payments orders those who insert, so each sees all that came before it.
             let under_way = store::unfinished_of(&mut tx, from).await?;
             if under_way.len() > MAX_UNFINISHED {
                 return Err(PaymentError::TooManyUnfinished);
@@ -208,7 +216,7 @@ impl Payments {
             let still_here = under_way.iter().filter(|payment| !gone.contains(&payment.id));
             let promised = still_here.map(|payment| payment.authorization.value).sum::<U256>();
             if held < promised {
-                return Ok(Written::NotCovered { under_way, promised });
+                return Ok(Err(NotCovered { under_way, promised }));
             }
             if store::sent_in_vain(&mut tx, from, now.plus_seconds(-DAY_SECONDS)).await? >= MAX_SENT_IN_VAIN {
                 return Err(PaymentError::TooManyFailed);
@@ -217,7 +225,7 @@ impl Payments {
         tx.commit().await?;
         failpoint::reached("verified");
         tracing::info!(payment = id, wallet = %from, value = %new.value, "payment verified");
-        Ok(Written::Done(Some(id)))
+        Ok(Ok(WrittenDown::As(id)))
     }
 
     fn check_times(&self, authorization: &Authorization) -> Result<(), PaymentError> {
@@ -353,11 +361,19 @@ fn unavailable(why: &str) -> PaymentError {
 }
 
 /// What came of writing a payment down.
-enum Written {
-    /// Its id; `None` if it was there already.
-    Done(Option<i64>),
-    /// The wallet does not hold what is promised by its payments under way, this one among them.
-    NotCovered { under_way: Vec<Payment>, promised: U256 },
+enum WrittenDown {
+    /// It has this id.
+    As(i64),
+    /// It was there already.
+    There,
+    /// Another of its wallet was there under its name.
+    Named(Box<Payment>),
+}
+
+/// The wallet does not hold what is promised by its payments under way, the new one among them.
+struct NotCovered {
+    under_way: Vec<Payment>,
+    promised: U256,
 }
 
 /// A wallet can authorise the same coins many times over, and each would be sent at our expense.

@@ -9,12 +9,16 @@ use base64::alphabet;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::chain::Authorization;
 use crate::config::Payments;
 use crate::money::MicroUsdc;
 
+/// The name of the extension by which a payer names a payment (specs/extensions/payment_identifier.md).
+const PAYMENT_IDENTIFIER: &str = "payment-identifier";
+/// An identifier's length, as the extension bounds it.
+const IDENTIFIER_CHARS: std::ops::RangeInclusive<usize> = 16..=128;
 /// Seconds a payer is given to sign and send.
 const MAX_TIMEOUT_SECONDS: u64 = 300;
 /// A header larger than this is no payment.
@@ -98,7 +102,7 @@ impl Requirement {
 
     /// The 402 body: the same terms, with the names that older clients look for beside the new ones.
     pub fn body(&self, payments: &Payments, error: &str) -> Value {
-        let mut body = self.v2(payments, error);
+        let mut body = Self { extensions: None, ..self.clone() }.v2(payments, error);
         body["accepts"][0]["maxAmountRequired"] = self.amount.to_string().into();
         body["accepts"][0]["extra"]["decimals"] = 6.into();
         body
@@ -143,6 +147,61 @@ fn v1_network(payments: &Payments) -> String {
         84532 => "base-sepolia".into(),
         _ => payments.network(),
     }
+}
+
+/// What a 402 holds at `extensions["payment-identifier"]`: a payer may name its payment, and need not.
+pub fn payment_identifier_extension() -> (&'static str, Value) {
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "required": {"type": "boolean"},
+            "id": {
+                "type": "string",
+                "minLength": IDENTIFIER_CHARS.start(),
+                "maxLength": IDENTIFIER_CHARS.end(),
+                "pattern": "^[a-zA-Z0-9_-]+$",
+            },
+        },
+        "required": ["required"],
+    });
+    (PAYMENT_IDENTIFIER, json!({"info": {"required": false}, "schema": schema}))
+}
+
+/// A request to one of our paths and its answer, for discovery.
+pub struct Example {
+    pub body: Value,
+    /// The JSON Schema of such bodies.
+    pub schema: Value,
+    pub answer: Value,
+}
+
+/// What a 402 holds at `extensions["bazaar"]`: how to call the path (specs/extensions/bazaar.md).
+pub fn bazaar_extension(example: &Example) -> (&'static str, Value) {
+    let info = json!({
+        "input": {"type": "http", "method": "POST", "bodyType": "json", "body": example.body},
+        "output": {"type": "json", "example": example.answer},
+    });
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {
+            "input": {
+                "type": "object",
+                "properties": {
+                    "type": {"const": "http"},
+                    "method": {"const": "POST"},
+                    "bodyType": {"const": "json"},
+                    "body": example.schema,
+                },
+                "required": ["type", "method", "bodyType", "body"],
+                "additionalProperties": false,
+            },
+            "output": {"type": "object"},
+        },
+        "required": ["input"],
+    });
+    ("bazaar", json!({"info": info, "schema": schema}))
 }
 
 /// A receipt for the `PAYMENT-RESPONSE` and `X-PAYMENT-RESPONSE` headers.
@@ -190,6 +249,8 @@ pub struct Payload {
     pub network: String,
     pub authorization: Authorization,
     pub signature: Vec<u8>,
+    /// The payer's own name for the payment: another under it is the same payment again.
+    pub identifier: Option<String>,
 }
 
 /// Why a header cannot be read as a payment at all.
@@ -212,6 +273,7 @@ struct Envelope {
     network: Option<String>,
     accepted: Option<Accepted>,
     payload: Value,
+    extensions: Option<Map<String, Value>>,
 }
 
 #[derive(Deserialize)]
@@ -280,7 +342,9 @@ impl Payload {
         let address = |name: &str, text: &str| {
             text.parse().map_err(|_| not_a_payment(format!("authorization.{name} is not an address")))
         };
+        let identifier = envelope.extensions.as_ref().and_then(|named| named.get(PAYMENT_IDENTIFIER));
         Ok(Self {
+            identifier: identifier.map(identifier_of).transpose()?.flatten(),
             version: envelope.version,
             scheme: scheme.ok_or_else(|| not_a_payment("scheme is missing"))?,
             network: network.ok_or_else(|| not_a_payment("network is missing"))?,
@@ -315,6 +379,20 @@ impl Payload {
             return Err(Reason::InvalidNetwork);
         }
         Ok(())
+    }
+}
+
+/// The `id` of a payment-identifier extension: a client that names none sends back what was declared.
+fn identifier_of(extension: &Value) -> Result<Option<String>, Unparseable> {
+    let is_named = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    match extension.pointer("/info/id") {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(id)) if IDENTIFIER_CHARS.contains(&id.len()) && id.bytes().all(is_named) => {
+            Ok(Some(id.clone()))
+        }
+        Some(_) => Err(not_a_payment(
+            "the id of payment-identifier must be 16 to 128 letters, digits, hyphens or underscores",
+        )),
     }
 }
 

@@ -5,6 +5,8 @@ set -euo pipefail
 here=$(dirname "$0")
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+# The signer is the one that the page shows.
+node "$here/run_docs.mjs" --files "$here/../../docs/CURL.md" "$tmp"
 
 fail() { echo "FAILED: $1: $(cat "$tmp/body")" >&2; exit 1; }
 header() { tr -d '\r' <"$tmp/headers" | sed -n "s/^$1: //Ip"; }
@@ -16,7 +18,7 @@ ask() {
 
 [ "$(ask)" = 402 ] || fail "no payment, no 402"
 echo "ok  402 without a payment"
-payment=$(header payment-required | base64 -d | node "$here/sign_payment.mjs")
+payment=$(node "$tmp/sign.mjs" <"$tmp/body")
 [ "$(ask -H "X-Payment: $payment")" = 200 ] || fail "the payment was not taken"
 charged=$(header x-charged-usdc) balance=$(header x-balance-usdc)
 cp "$tmp/body" "$tmp/first"

@@ -6,13 +6,15 @@ here=$(dirname "$0")
 usd=${TOPUP_USD:-2}
 tmp=$(mktemp -d)
 trap 'rm -rf "$tmp"' EXIT
+# The signer is the one that the page shows. It reads version 1, which a top-up speaks where it is asked to.
+node "$here/run_docs.mjs" --files "$here/../../docs/CURL.md" "$tmp"
 
 fail() { echo "FAILED: $1: $(cat "$tmp/body")" >&2; exit 1; }
 field() { node -p "const v = JSON.parse(fs.readFileSync(0))$1; typeof v === 'object' ? JSON.stringify(v) : v"; }
 # Leaves the body in $tmp/body, the headers in $tmp/headers, and prints the status.
 topup() {
   curl -sS --max-time 30 -D "$tmp/headers" -o "$tmp/body" -w '%{http_code}' \
-    -X POST "$FAREBOX_URL/v1/topup" -d "{\"amount\": $usd}" "$@"
+    -X POST "$FAREBOX_URL/v1/topup?x402=1" -d "{\"amount\": $usd}" "$@"
 }
 balance() {
   local wallet=$1
@@ -21,9 +23,9 @@ balance() {
 
 [ "$(topup)" = 402 ] || fail "no payment, no 402"
 grep -qi '^payment-required: ' "$tmp/headers" || fail "the 402 has no PAYMENT-REQUIRED header"
-echo "ok  402 asks for $(field .accepts[0].amount <"$tmp/body") micro-USDC"
+echo "ok  402 asks for $(field .accepts[0].maxAmountRequired <"$tmp/body") micro-USDC"
 
-payment=$(node "$here/sign_payment.mjs" <"$tmp/body")
+payment=$(node "$tmp/sign.mjs" <"$tmp/body")
 [ "$(topup -H "X-Payment: $payment")" = 200 ] || fail "the payment was not taken"
 first=$(field .topup_id <"$tmp/body")
 wallet=$(field .wallet <"$tmp/body")

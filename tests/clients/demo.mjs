@@ -243,9 +243,10 @@ curl -N $FAREBOX_URL/v1/chat/completions -H "Authorization: Bearer $API_KEY" \\
 curl $FAREBOX_URL/v1/usage/${account.address} -H "Authorization: Bearer $API_KEY"
 curl $FAREBOX_URL/v1/requests -H "Authorization: Bearer $API_KEY"
 
-# Top up $2: ask for the terms, sign them, pay.
-curl -s $FAREBOX_URL/v1/topup -d '{"amount": 2}' | node tests/clients/sign_payment.mjs > /tmp/payment
-curl $FAREBOX_URL/v1/topup -d '{"amount": 2}' -H "X-Payment: $(cat /tmp/payment)"
+# Top up $2: ask for the terms, sign them as docs/CURL.md shows, pay.
+page=$(mktemp -d) && node tests/clients/run_docs.mjs --files docs/CURL.md $page
+curl -s "$FAREBOX_URL/v1/topup?x402=1" -d '{"amount": 2}' | node $page/sign.mjs > $page/payment
+curl $FAREBOX_URL/v1/topup -d '{"amount": 2}' -H "X-Payment: $(cat $page/payment)"
 `);
   clearTimeout(watchdog);
   await new Promise((resolve) => house.gateway.once("exit", resolve));

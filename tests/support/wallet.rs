@@ -252,6 +252,13 @@ impl SignedPayment {
         })
     }
 
+    /// The v2 envelope with the payer's name for the payment (payment-identifier).
+    pub fn named_header(&self, id: &str) -> String {
+        let mut envelope = self.v2();
+        envelope["extensions"] = json!({"payment-identifier": {"info": {"required": false, "id": id}}});
+        header(&envelope)
+    }
+
     pub fn v1_header(&self) -> String {
         header(&self.v1())
     }
