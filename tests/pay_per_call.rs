@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use farebox::payments::wire::Payload;
 use serde_json::{Value, json};
 
-use crate::support::chain::TestChain;
+use crate::support::chain::{BYSTANDER, TestChain, USDC};
 use crate::support::eventually;
 use crate::support::gateway::{Answer, Call, DEAR, Gateway, Setup, ask, ask_stream, micro};
 use crate::support::postgres::fresh_database;
@@ -415,6 +416,17 @@ async fn a_payment_that_has_a_name_is_taken_once_however_often_it_is_signed() {
             send(&named(&wallet, bad), &body).await.error(400, "invalid_payload");
         }
 
+        // One that somebody else has carried out is here already, and so it is credited like any other.
+        let second = wallet.authorization(gateway.setup.pay_to, CENT);
+        let header = second.sign().named_header(id);
+        let carried_out = Payload::parse(header.as_bytes()).unwrap();
+        let call = carried_out.authorization.transfer_call(&carried_out.signature).to_string();
+        gateway.chain().send(BYSTANDER, USDC, &call).await;
+        send(&header, &body).await.expect(200);
+        assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("1") - 2 * CENT);
+        assert_eq!(gateway.usage_without_key(&wallet).await["request_count"], 2);
+        assert_eq!(gateway.balance(&wallet).await.balance, 2 * (CENT - charged(&again)));
+
         // A top-up is named too.
         gateway.chain().mint(wallet.address(), micro("5")).await;
         let topup = async |usd: &str| {
@@ -425,7 +437,37 @@ async fn a_payment_that_has_a_name_is_taken_once_however_often_it_is_signed() {
         let first = topup("2").await.expect(200).json()["topup_id"].clone();
         assert_eq!(topup("2").await.expect(200).json()["topup_id"], first);
         topup("1").await.error(409, "payment_identifier_reused");
-        assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("4") - CENT);
+        assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("4") - 2 * CENT);
     })
     .await;
+}
+
+#[tokio::test]
+async fn what_was_paid_with_is_no_means_to_use_up_its_payers_limits() {
+    let rates = "requests_per_minute = 3\nrequests_per_day = 0\nunauthenticated_per_minute = 0\n\
+                 failed_payments_per_minute = 5";
+    let gateway = Gateway::start_with(Setup { rates: rates.into(), ..Setup::usual() }).await;
+    let wallet = stranger(&gateway).await;
+    let payment = payment(&gateway, &wallet, CENT);
+    paid(&gateway, &payment, &ask("Hello")).send().await.expect(200);
+    // Authorization and signature are on the chain now, for anybody to send.
+    let steal = || paid(&gateway, &payment, &ask("Something dear")).header("x-api-key", "sk-junk").send();
+    for _ in 0..5 {
+        steal().await.error(402, "payment_already_used");
+    }
+    steal().await.error(429, "too_many_failed_attempts");
+    let key = gateway.key_for(&wallet).await;
+    gateway.post(CHAT).key(&key).json(&ask("Mine")).send().await.expect(200);
+}
+
+#[tokio::test]
+async fn nothing_is_taken_from_a_frozen_wallet() {
+    let gateway = Gateway::usual().await;
+    let wallet = stranger(&gateway).await;
+    paid(&gateway, &payment(&gateway, &wallet, CENT), &ask("Hello")).send().await.expect(200);
+    let frozen = gateway.run_with(&["wallet", "freeze", &wallet.shown(), "asked to"]);
+    assert!(frozen.status.success(), "{frozen:?}");
+    let refused = paid(&gateway, &payment(&gateway, &wallet, CENT), &ask("Hello again")).send().await;
+    refused.error(403, "wallet_frozen");
+    assert_eq!(gateway.chain().usdc_of(wallet.address()).await, micro("1") - CENT);
 }

@@ -16,7 +16,7 @@ use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
 use alloy::rpc::types::{Filter, TransactionInput, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
-use alloy::sol_types::{SolCall as _, SolEvent as _};
+use alloy::sol_types::{SolCall, SolEvent as _};
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use std::future::{Future, IntoFuture as _};
@@ -241,27 +241,38 @@ impl Chain {
         self.read_token(&usdc::balanceOfCall { account: wallet.0 }).await
     }
 
-    /// Whether an authorization was used, or cancelled: the token does not tell the two apart. Every
-    /// endpoint is asked, and one that says so is enough: a no ends a payment.
-    pub async fn is_nonce_used(&self, from: Wallet, nonce: B256) -> Result<bool, ChainError> {
-        let call = usdc::authorizationStateCall { authorizer: from.0, nonce };
+    /// What a wallet holds once what waits to be mined is, the block that nonces are read at too: the
+    /// least that an endpoint says, since one that is behind shows what has left.
+    pub async fn pending_balance(&self, wallet: Wallet) -> Result<U256, ChainError> {
+        let balances = self.ask_each(&usdc::balanceOfCall { account: wallet.0 }).await?;
+        balances.into_iter().min().ok_or_else(none_reached)
+    }
+
+    /// What each endpoint answers to a call of the token, on the pending block; an error if none does.
+    async fn ask_each<C: SolCall>(&self, call: &C) -> Result<Vec<C::Return>, ChainError> {
         let request = self.token_call(call.abi_encode().into());
         let asked = self.endpoints.trusted().into_iter().map(|endpoint| {
             let call = endpoint.rpc.call(request.clone()).block(BlockId::pending());
             async move { endpoint.call(call.into_future()).await }
         });
-        let (mut used, mut failed) = (None, none_reached());
+        let (mut answers, mut failed) = (Vec::new(), none_reached());
         for asked in futures_util::future::join_all(asked).await {
             match asked {
                 Ok(output) => {
-                    let says = usdc::authorizationStateCall::abi_decode_returns(&output)
-                        .map_err(|e| ChainError::Nonsense(e.to_string()))?;
-                    used = Some(used.unwrap_or(false) || says);
+                    let answer = C::abi_decode_returns(&output);
+                    answers.push(answer.map_err(|e| ChainError::Nonsense(e.to_string()))?);
                 }
                 Err(error) => failed = error,
             }
         }
-        used.ok_or(failed)
+        if answers.is_empty() { Err(failed) } else { Ok(answers) }
+    }
+
+    /// Whether an authorization was used, or cancelled: the token does not tell the two apart. Every
+    /// endpoint is asked, and one that says so is enough: a no ends a payment.
+    pub async fn is_nonce_used(&self, from: Wallet, nonce: B256) -> Result<bool, ChainError> {
+        let says = self.ask_each(&usdc::authorizationStateCall { authorizer: from.0, nonce }).await?;
+        Ok(says.into_iter().any(|is_used| is_used))
     }
 
     /// Whether it had been by an earlier block. An endpoint that keeps no state that old is taken to
@@ -421,15 +432,11 @@ impl Chain {
         Ok(logs.iter().filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
     }
 
-    async fn read_token<C: alloy::sol_types::SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {
+    async fn read_token<C: SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {
         self.read_token_at(call, BlockId::latest()).await
     }
 
-    async fn read_token_at<C: alloy::sol_types::SolCall>(
-        &self,
-        call: &C,
-        block: BlockId,
-    ) -> Result<C::Return, ChainError> {
+    async fn read_token_at<C: SolCall>(&self, call: &C, block: BlockId) -> Result<C::Return, ChainError> {
         let call = self.token_call(call.abi_encode().into());
         let output = self
             .ask(|rpc| {

@@ -14,7 +14,7 @@ use crate::app::App;
 use crate::formats::chat::ChatRequest;
 use crate::http::extract::{RawBody, RequestId};
 use crate::http::limits::Limit;
-use crate::http::purchase::{Buyer, Sale};
+use crate::http::purchase::{Buyer, Purchase, Sale};
 use crate::http::{ApiError, json_bytes, key_limits, names, set_header, x402};
 use crate::id::Wallet;
 use crate::metering::{MeteringError, Order, PaidAnswer, Replay};
@@ -66,7 +66,7 @@ pub async fn completions(
             replayed(&app, wallet, &claimed.request_id).await
         }
         Err(MeteringError::Claimed(_)) => Err(purchase.name_is_taken()),
-        Err(error) => Err(explain(&app, &sale, &request, error)),
+        Err(error) => Err(explain(&app, &sale, &purchase, &request, error)),
     };
     // Also of a request that failed, the payment has been made, and its payer is told so.
     Ok(purchase.with_receipt(&app, answered.into_response()))
@@ -147,7 +147,13 @@ fn unknown_model(id: &str) -> ApiError {
 }
 
 /// An empty balance is answered with the payment that would cover the request.
-fn explain(app: &App, sale: &Sale<'_>, request: &ChatRequest<'_>, error: MeteringError) -> ApiError {
+fn explain(
+    app: &App,
+    sale: &Sale<'_>,
+    purchase: &Purchase,
+    request: &ChatRequest<'_>,
+    error: MeteringError,
+) -> ApiError {
     let MeteringError::Insufficient { required, available, affordable } = error else { return error.into() };
     let missing = required.checked_sub(available).unwrap_or(required);
     let affordable = match affordable.and_then(|completion| request.limit_within(completion)) {
@@ -159,6 +165,11 @@ fn explain(app: &App, sale: &Sale<'_>, request: &ChatRequest<'_>, error: Meterin
         required.to_usd(),
         available.to_usd()
     );
+    if purchase.is_stand_in {
+        // Another payment of this name would not be taken either.
+        let message = format!("{message}; a further payment needs a payment-identifier of its own");
+        return ApiError::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", message);
+    }
     ApiError::new(StatusCode::PAYMENT_REQUIRED, "insufficient_balance", message).with_header(
         names::PAYMENT_REQUIRED,
         x402::quote_header(app, &sale.terms(app, missing), "insufficient_balance"),

@@ -302,7 +302,8 @@ impl From<MeteringError> for ApiError {
             MeteringError::SettlementLate => Self::new(
                 StatusCode::SERVICE_UNAVAILABLE,
                 "settlement_late",
-                "the answer could not be settled and is withheld; nothing is charged: try again shortly",
+                "the answer could not be settled in time and is withheld: the receipt of this request says \
+                 whether it was charged all the same; try again shortly",
             )
             .with_header(RETRY_AFTER, HeaderValue::from_static("5")),
             MeteringError::Stopping | MeteringError::Claimed(_) => Self::unavailable(&error),

@@ -96,7 +96,10 @@ pub async fn guard(State(app): State<App>, mut request: Request, next: Next) -> 
     let proves = [AUTHORIZATION, names::X_API_KEY, names::SIGN_IN_WITH_X];
     // What an SDK sends that pays for each request proves nothing.
     let is_proof = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"Bearer x402");
-    let has_proof = proves.iter().any(|name| request.headers().get(name).is_some_and(is_proof));
+    // A payment decides who calls, and whatever stands beside it proves nothing.
+    let pays = [names::PAYMENT_SIGNATURE, names::X_PAYMENT];
+    let is_paid = access == Access::Priced && pays.iter().any(|name| request.headers().contains_key(name));
+    let has_proof = !is_paid && proves.iter().any(|name| request.headers().get(name).is_some_and(is_proof));
     let mut response = match access {
         Access::Public => return next.run(request).await,
         // A proof is found out to be wrong only by asking, and a right one must not suffer for it.

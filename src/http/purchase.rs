@@ -15,6 +15,7 @@ use crate::claims::{self, Claim};
 use crate::http::extract::{Caller, single};
 use crate::http::limits::Limit;
 use crate::http::{ApiError, json as json_answer, names, x402};
+use crate::ledger::LedgerError;
 use crate::money::MicroUsdc;
 use crate::payments::wire::{self, Example, Payload, Reason, Requirement};
 use crate::payments::{Payment, PaymentError};
@@ -62,6 +63,21 @@ pub struct Purchase {
     pub claim: Option<Claim>,
     /// The payment that came with it.
     pub payment: Option<Payment>,
+    /// Whether it is an earlier one, for which another of its name was sent.
+    pub is_stand_in: bool,
+}
+
+/// Why a payment was not taken.
+enum NotTaken {
+    TooLittle { missing: MicroUsdc },
+    Payment(PaymentError),
+    Answered(ApiError),
+}
+
+impl From<PaymentError> for NotTaken {
+    fn from(error: PaymentError) -> Self {
+        Self::Payment(error)
+    }
 }
 
 impl Sale<'_> {
@@ -77,7 +93,7 @@ impl Sale<'_> {
             Buyer::Known(principal) => {
                 let claim = idempotency_key(headers)?
                     .map(|key| Claim::of_key(key, claims::request_hash(self.path, self.body)));
-                Ok(Ok(Purchase { principal, claim, payment: None }))
+                Ok(Ok(Purchase { principal, claim, payment: None, is_stand_in: false }))
             }
             Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
             Buyer::Payer(payload) => self.to_payer(app, &payload, limit).await,
@@ -93,43 +109,46 @@ impl Sale<'_> {
         let payer = payload.authorization.from;
         limit.admit_payment(app, payer)?;
         let hash = claims::request_hash(self.path, self.body);
-        let paid = match self.check_value(app, payload).await {
-            Ok(None) => {
-                limit.admit(app, &Principal::of_wallet(payer))?;
-                app.payments.pay_for(payload, &hash).await
-            }
-            Ok(Some(missing)) => {
-                let sentence = format!("authorize {} micro-USDC or more", self.asked(app, missing));
-                return Ok(Err(self.payment_required(app, missing, Some((Reason::ValueMismatch, sentence)))));
-            }
-            Err(error) => Err(error),
+        let refuse = |missing: MicroUsdc, reason: Reason, sentence: String| {
+            Ok(Err(self.payment_required(app, missing, Some((reason, sentence)))))
         };
-        let payment = match paid {
+        let payment = match self.take(app, payload, &hash, limit).await {
             Ok(payment) => payment,
-            Err(PaymentError::Refused { reason, sentence }) => {
-                limit.payment_refused(app, payer);
-                return Ok(Err(self.payment_required(app, self.price, Some((reason, sentence)))));
+            Err(NotTaken::TooLittle { missing }) => {
+                let sentence = format!("authorize {} micro-USDC or more", self.asked(app, missing));
+                return refuse(missing, Reason::ValueMismatch, sentence);
             }
-            Err(PaymentError::OutOfBounds) => {
+            Err(NotTaken::Payment(PaymentError::Refused { reason, sentence })) => {
+                limit.payment_refused(app, payer);
+                return refuse(self.price, reason, sentence);
+            }
+            Err(NotTaken::Payment(PaymentError::OutOfBounds)) => {
                 let max = app.config.payments.max_topup;
                 let sentence =
                     format!("authorize {} micro-USDC or more, up to {max}", self.asked(app, self.price));
-                return Ok(Err(self.payment_required(
-                    app,
-                    self.price,
-                    Some((Reason::ValueMismatch, sentence)),
-                )));
+                return refuse(self.price, Reason::ValueMismatch, sentence);
+            }
+            Err(NotTaken::Payment(error @ PaymentError::MadeForAnother)) => {
+                // Anybody can have read it off the chain.
+                limit.payment_refused(app, payer);
+                return Err(error.into());
             }
             // Once a payment has been sent here, what went wrong on our side must not make anybody sign
             // another: this one may be in the journal.
-            Err(PaymentError::Db(cause)) => return Err(PaymentError::Uncertain(cause.to_string()).into()),
-            Err(PaymentError::Ledger(cause)) => return Err(PaymentError::Uncertain(cause.to_string()).into()),
-            Err(other) => return Err(other.into()),
+            Err(NotTaken::Payment(PaymentError::Db(cause))) => {
+                return Err(PaymentError::Uncertain(cause.to_string()).into());
+            }
+            Err(NotTaken::Payment(PaymentError::Ledger(cause))) => {
+                return Err(PaymentError::Uncertain(cause.to_string()).into());
+            }
+            Err(NotTaken::Payment(other)) => return Err(other.into()),
+            Err(NotTaken::Answered(error)) => return Err(error),
         };
+        let is_stand_in = payment.authorization.nonce != payload.authorization.nonce;
         if payment.state.is_credited() {
             let principal = Principal::of_wallet(payment.authorization.from);
             let claim = Some(Claim::of_payment(payment.id, hash));
-            return Ok(Ok(Purchase { principal, claim, payment: Some(payment) }));
+            return Ok(Ok(Purchase { principal, claim, payment: Some(payment), is_stand_in }));
         }
         if payment.state.status() == "pending" {
             return Ok(Err(pending(app, &payment)));
@@ -140,18 +159,42 @@ impl Sale<'_> {
         Ok(Err(x402::with_receipt(app, response, &payment, Err(Reason::TransactionFailed))))
     }
 
-    /// What a new payment and its payer's balance lack together to cover the price, if anything. Of a
-    /// balance nothing is told but to its owner, and only its owner's requests count against its limits:
-    /// so the signature is checked first.
-    async fn check_value(&self, app: &App, payload: &Payload) -> Result<Option<MicroUsdc>, PaymentError> {
-        let is_known = app.payments.check_payer(payload).await?;
-        let value = payload.value().ok_or(PaymentError::OutOfBounds)?;
-        if is_known || value >= self.price {
-            return Ok(None);
+    /// Takes a payment, unless it is known already, if with what its payer has it covers the price.
+    ///
+    /// Of a balance nothing is told but to its owner, and only its owner's requests count against its
+    /// limits: so a new payment's signature is checked first, and of a known one whether it is for this
+    /// request, which nobody learns from the chain.
+    async fn take(
+        &self,
+        app: &App,
+        payload: &Payload,
+        hash: &str,
+        limit: &Limit,
+    ) -> Result<Payment, NotTaken> {
+        let payer = payload.authorization.from;
+        let known = app.payments.recognise(payload, Some(hash)).await?;
+        if known.is_none() {
+            app.payments.check_payer(payload).await?;
         }
-        let available = app.ledger.balance(payload.authorization.from).await?.available();
-        let missing = self.price.checked_sub(available).unwrap_or(self.price);
-        Ok((value < missing).then_some(missing))
+        limit.admit(app, &Principal::of_wallet(payer)).map_err(NotTaken::Answered)?;
+        if known.is_none() {
+            self.check_value(app, payload).await?;
+        }
+        Ok(app.payments.pay_for(payload, hash, known).await?)
+    }
+
+    /// Whether a new payment and what its payer has would pay for the request.
+    async fn check_value(&self, app: &App, payload: &Payload) -> Result<(), NotTaken> {
+        let payer = payload.authorization.from;
+        let value = payload.value().ok_or(PaymentError::OutOfBounds)?;
+        if let Some(reason) = app.ledger.frozen(payer).await.map_err(PaymentError::from)? {
+            return Err(NotTaken::Answered(LedgerError::Frozen(reason).into()));
+        }
+        let balance = app.ledger.balance(payer).await.map_err(PaymentError::from)?;
+        // A debt is repaid first.
+        let required = self.price.checked_add(balance.debt).ok_or(PaymentError::OutOfBounds)?;
+        let missing = required.checked_sub(balance.available()).unwrap_or(required);
+        if value < missing { Err(NotTaken::TooLittle { missing }) } else { Ok(()) }
     }
 
     /// What is asked for where so much is missing: gas must stay in proportion.

@@ -289,23 +289,22 @@ impl Payments {
         self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
     }
 
-    /// Takes a payment that comes with the request it is made for, and is good for no other.
-    pub async fn pay_for(&self, payload: &Payload, request_hash: &str) -> Result<Payment, PaymentError> {
-        let id = match self.find(payload).await? {
+    /// Takes a payment that comes with the request it is made for, and is good for no other. `known` is
+    /// what [`Self::recognise`] has found.
+    pub async fn pay_for(
+        &self,
+        payload: &Payload,
+        request_hash: &str,
+        known: Option<Payment>,
+    ) -> Result<Payment, PaymentError> {
+        let id = match known {
             Some(known) => {
-                self.known_for(payload, &known, Some(request_hash))?;
                 self.look_again(&known).await?;
                 known.id
             }
             None => {
-                self.check_terms(payload)?;
-                match self.sent_before(payload).await? {
-                    Some(first) => same_request(payload, &first, Some(request_hash))?,
-                    None => {
-                        let value = self.value_within(payload, self.0.config.min_inline)?;
-                        self.admit_in_time(payload, value, Some(request_hash)).await?
-                    }
-                }
+                let value = self.value_within(payload, self.0.config.min_inline)?;
+                self.admit_in_time(payload, value, Some(request_hash)).await?
             }
         };
         self.follow(id).await.map_err(|error| PaymentError::Uncertain(error.to_string()))
@@ -322,19 +321,40 @@ impl Payments {
         admitted.await.unwrap_or_else(|_| Err(late()))
     }
 
-    /// Checks that a payment is on our terms and its payer's, before anything is told of that wallet.
-    /// Whether it, or one of its name, is in the journal: then it was on the terms of its day, and what
-    /// it was worth is settled already, or will be.
-    pub async fn check_payer(&self, payload: &Payload) -> Result<bool, PaymentError> {
-        let is_known = self.find(payload).await?.is_some();
-        if !is_known {
-            self.check_terms(payload)?;
+    /// The payment that this one is: the same, sent again, or the first that its payer has given this
+    /// name. `None` for one that is new, which is then seen to be on our terms. It must be for the same
+    /// request, or both for none.
+    pub async fn recognise(
+        &self,
+        payload: &Payload,
+        request_hash: Option<&str>,
+    ) -> Result<Option<Payment>, PaymentError> {
+        if let Some(known) = self.find(payload).await? {
+            // On the terms of its day, and signed to the satisfaction of that day.
+            self.known_for(payload, &known, request_hash)?;
+            return Ok(Some(known));
         }
-        self.check_signed_by_payer(payload).await?;
-        Ok(is_known || self.named_before(payload).await?.is_some())
+        self.check_terms(payload)?;
+        if payload.identifier.is_none() {
+            return Ok(None);
+        }
+        // Nobody else is told of what a payer has sent.
+        self.check_payer(payload).await?;
+        let mut tx = self.0.db.snapshot().await?;
+        let first = self.first_named(&mut tx, payload).await?;
+        drop(tx);
+        let Some(first) = first else { return Ok(None) };
+        let authorization = &payload.authorization;
+        if self.0.chain.is_nonce_used(authorization.from, authorization.nonce).await? {
+            // Somebody has carried this one out: its money is a payment of its own, whatever its name.
+            return Ok(None);
+        }
+        same_request(payload, &first, request_hash)?;
+        Ok(Some(first))
     }
 
-    async fn check_signed_by_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
+    /// Checks that a payment is its payer's, before anything is told of that wallet.
+    pub async fn check_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
         self.check_signature(payload).await?;
         let authorization = &payload.authorization;
         let hash = authorization.signing_hash(self.0.chain.domain());
@@ -354,19 +374,18 @@ impl Payments {
     /// With `amount` given the authorised value must equal it, else it must lie within the
     /// configured bounds.
     pub async fn accept(&self, payload: &Payload, amount: Option<MicroUsdc>) -> Result<i64, PaymentError> {
-        let Some(known) = self.find(payload).await? else {
-            self.check_terms(payload)?;
-            self.check_amount(payload, amount)?;
-            let value = self.value_within(payload, self.0.config.min_topup)?;
-            if let Some(first) = self.sent_before(payload).await? {
-                return same_request(payload, &first, None);
-            }
-            return self.admit_in_time(payload, value, None).await;
-        };
+        let known = self.recognise(payload, None).await?;
         self.check_amount(payload, amount)?;
-        self.same_payment(payload, &known)?;
-        self.look_again(&known).await?;
-        Ok(known.id)
+        match known {
+            Some(known) => {
+                self.look_again(&known).await?;
+                Ok(known.id)
+            }
+            None => {
+                let value = self.value_within(payload, self.0.config.min_topup)?;
+                self.admit_in_time(payload, value, None).await
+            }
+        }
     }
 
     /// A wallet's payments, newest first, older than `before`.
@@ -434,29 +453,11 @@ impl Payments {
         Ok(store::unfinished_since(&self.0.db, before).await?)
     }
 
-    /// The payment that its payer has sent before under the same name and another authorization.
-    async fn sent_before(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
-        if payload.identifier.is_some() {
-            // Nobody else is told of it.
-            self.check_signed_by_payer(payload).await?;
-        }
-        self.named_before(payload).await
-    }
-
-    async fn named_before(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
+    /// The first payment of a name, while it is remembered or not at rest.
+    async fn first_named(&self, tx: &mut DbTx, payload: &Payload) -> Result<Option<Payment>, DbError> {
         let Some(identifier) = &payload.identifier else { return Ok(None) };
-        let mut tx = self.0.db.snapshot().await?;
-        Ok(self.find_named(&mut tx, payload.authorization.from, identifier).await?)
-    }
-
-    async fn find_named(
-        &self,
-        tx: &mut DbTx,
-        wallet: Wallet,
-        identifier: &str,
-    ) -> Result<Option<Payment>, DbError> {
         let since = self.0.clock.now().plus_seconds(-IDENTIFIER_SECONDS);
-        store::find_named(tx, wallet, identifier, since).await
+        store::first_named(tx, payload.authorization.from, identifier, since).await
     }
 
     async fn find(&self, payload: &Payload) -> Result<Option<Payment>, PaymentError> {
@@ -491,11 +492,11 @@ impl Payments {
 }
 
 /// The first payment of a name stands for all that are sent under it, if they are for the same.
-fn same_request(payload: &Payload, first: &Payment, request_hash: Option<&str>) -> Result<i64, PaymentError> {
+fn same_request(payload: &Payload, first: &Payment, request_hash: Option<&str>) -> Result<(), PaymentError> {
     // What is the same top-up only its amount can tell.
     let same_value = request_hash.is_some() || payload.value() == Some(first.value);
     if first.request_hash.as_deref() == request_hash && same_value {
-        return Ok(first.id);
+        return Ok(());
     }
     Err(PaymentError::IdentifierReused)
 }

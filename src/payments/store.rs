@@ -74,13 +74,24 @@ pub async fn newest(db: &Db, state: Option<State>, limit: i64) -> Result<Vec<Pay
     rows.iter().map(read).collect()
 }
 
-/// A wallet's payments that are not at rest: there are never many.
-pub async fn unfinished_of(tx: &mut DbTx, wallet: Wallet) -> Result<Vec<Payment>, DbError> {
+/// A wallet's payments in a token that are not at rest, and those that have been credited since `since`.
+pub async fn under_way(
+    tx: &mut DbTx,
+    chain_id: i64,
+    asset: Wallet,
+    wallet: Wallet,
+    since: Timestamp,
+) -> Result<Vec<Payment>, DbError> {
     let rows = tx
         .rows(
             "SELECT * FROM payments
-             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')",
-            args![wallet],
+             WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')
+             AND chain_id = $2 AND asset = $3
+             UNION ALL
+             SELECT * FROM payments
+             WHERE from_wallet = $1 AND updated_at_ms > $4 AND state IN ('credited', 'finalized')
+             AND chain_id = $2 AND asset = $3",
+            args![wallet, chain_id, asset, since],
         )
         .await?;
     rows.iter().map(read).collect()
@@ -102,8 +113,8 @@ pub async fn find(
     row.as_ref().map(read).transpose()
 }
 
-/// A wallet's payment of a name that came to something, or still may; the first since a time.
-pub async fn find_named(
+/// A wallet's first payment of a name that came to something since a time, or still may.
+pub async fn first_named(
     tx: &mut DbTx,
     wallet: Wallet,
     identifier: &str,
@@ -111,8 +122,9 @@ pub async fn find_named(
 ) -> Result<Option<Payment>, DbError> {
     let row = tx
         .row(
-            "SELECT * FROM payments WHERE from_wallet = $1 AND identifier = $2 AND created_at_ms > $3
-             AND state NOT IN ('expired', 'cancelled', 'reorged') ORDER BY id LIMIT 1",
+            "SELECT * FROM payments WHERE from_wallet = $1 AND identifier = $2
+             AND (created_at_ms > $3 AND state IN ('credited', 'finalized')
+                  OR state IN ('verified', 'signed', 'broadcast', 'mined')) ORDER BY id LIMIT 1",
             args![wallet, identifier, since],
         )
         .await?;

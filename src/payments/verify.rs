@@ -12,7 +12,7 @@ use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use alloy::primitives::U256;
+use alloy::primitives::{B256, U256};
 
 use crate::chain::{self, Authorization, ChainError, Depth, Sighting};
 use crate::failpoint;
@@ -31,6 +31,11 @@ const LONGEST_VALID_SECONDS: u64 = 86_400;
 const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
 const MAX_UNFINISHED: usize = 50;
+/// A payment credited since then may have left its wallet after the balance was read: longer than an
+/// admission takes, and two nodes' clocks differ.
+const JUST_CREDITED_SECONDS: i64 = 60;
+/// By so much a block's time may be behind ours.
+const EXPIRED_MARGIN_SECONDS: i64 = 120;
 /// Payments of one wallet that were sent and came to nothing within a day: a wallet that is a contract
 /// can agree to the simulation and burn the gas of what is sent.
 const MAX_SENT_IN_VAIN: i64 = 5;
@@ -99,8 +104,8 @@ impl Payments {
             return Err(unavailable("too many payments are being verified"));
         };
         // Whoever waited may have waited for the same payment.
-        if let Some(known) = self.find(payload).await? {
-            return self.known_for(payload, &known, request_hash);
+        if let Some(known) = self.recognise(payload, request_hash).await? {
+            return Ok(known.id);
         }
         if let Err(refusal) = self.check_times(&payload.authorization) {
             // It was carried out in time, if the books have lost it since: then the money is here.
@@ -127,19 +132,26 @@ impl Payments {
             value,
             signature: &payload.signature,
             request_hash,
-            identifier: payload.identifier.as_deref(),
+            // One that is here already is nobody's stand-in.
+            identifier: payload.identifier.as_deref().filter(|_| state == State::Verified),
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
-        match self.write_down(&new).await? {
-            WrittenDown::As(id) => Ok(id),
-            WrittenDown::Named(first) => same_request(payload, &first, request_hash),
+        let first = match self.write_down(payload, &new).await? {
+            WrittenDown::As(id) => return Ok(id),
+            WrittenDown::Named(first) => {
+                same_request(payload, &first, request_hash)?;
+                *first
+            }
             // The same payload came in twice, and the other one was quicker.
-            WrittenDown::There => match self.find(payload).await? {
-                Some(known) => self.known_for(payload, &known, request_hash),
-                None => Err(unavailable("the payment was not written down")),
-            },
-        }
+            WrittenDown::There => {
+                let known = self.find(payload).await?;
+                let known = known.ok_or_else(|| unavailable("the payment was not written down"))?;
+                self.known_for(payload, &known, request_hash)?;
+                known
+            }
+        };
+        Ok(first.id)
     }
 
     /// A payment that has turned up in the meantime, if it was made for the same.
@@ -148,73 +160,85 @@ impl Payments {
         payload: &Payload,
         known: &Payment,
         request_hash: Option<&str>,
-    ) -> Result<i64, PaymentError> {
+    ) -> Result<(), PaymentError> {
         self.same_payment(payload, known)?;
         match request_hash {
             Some(hash) if known.request_hash.as_deref() != Some(hash) => Err(PaymentError::MadeForAnother),
-            _ => Ok(known.id),
+            _ => Ok(()),
         }
     }
 
     /// Writes a verified payment down, within its wallet's bounds.
     ///
-    /// What the wallet holds must cover this payment and all that are under way: the simulation has
-    /// seen it alone. Of those under way some may have left the wallet already; which, only the chain
-    /// knows, and it is asked between two tries and not inside of a transaction.
-    async fn write_down(&self, new: &NewPayment<'_>) -> Result<WrittenDown, PaymentError> {
+    /// What the wallet holds must cover this payment and all that are under way, or were a moment ago:
+    /// the simulation has seen it alone. Of those some may have left the wallet already; which, only the
+    /// chain knows, and it is asked between two tries and not inside of a transaction.
+    async fn write_down(&self, payload: &Payload, new: &NewPayment<'_>) -> Result<WrittenDown, PaymentError> {
         let from = new.authorization.from;
-        let held = match new.state {
-            // Read before the nonces: what leaves in between is counted twice rather than missed.
-            State::Verified => self.0.chain.token_balance(from).await?,
+        let mut held = match new.state {
+            State::Verified => self.0.chain.pending_balance(from).await?,
             // For what somebody else has carried out nothing need be held any more, nor gas be spent.
             _ => U256::MAX,
         };
         let mut gone = HashSet::new();
         loop {
-            let (under_way, promised) = match self.try_write_down(new, held, &gone).await? {
+            let (under_way, promised) = match self.try_write_down(payload, new, held, &gone).await? {
                 Ok(written) => return Ok(written),
                 Err(NotCovered { under_way, promised }) => (under_way, promised),
             };
             let known = gone.len();
             for payment in under_way {
-                if !gone.contains(&payment.id)
-                    && self.0.chain.is_nonce_used(from, payment.authorization.nonce).await?
-                {
-                    gone.insert(payment.id);
+                let nonce = payment.authorization.nonce;
+                if !gone.contains(&nonce) && self.0.chain.is_nonce_used(from, nonce).await? {
+                    gone.insert(nonce);
                 }
             }
             // Each try finds one more that has left, or is the last.
             if gone.len() == known {
                 return Err(not_covered(promised, held));
             }
+            // Read after the nonces: what is known to have left is not in it any more.
+            held = self.0.chain.pending_balance(from).await?;
         }
     }
 
     /// Writes a payment down if `held` covers it and all that are under way, but for those `gone`.
     async fn try_write_down(
         &self,
+        payload: &Payload,
         new: &NewPayment<'_>,
         held: U256,
-        gone: &HashSet<i64>,
+        gone: &HashSet<B256>,
     ) -> Result<Result<WrittenDown, NotCovered>, PaymentError> {
         let from = new.authorization.from;
         let now = self.0.clock.now();
         let mut tx = self.0.db.begin().await?;
         let Some(id) = store::insert(&mut tx, new, now).await? else { return Ok(Ok(WrittenDown::There)) };
         // Numbering payments orders those who insert, so each sees all that came before it.
-        if let Some(identifier) = new.identifier
-            && let Some(first) = self.find_named(&mut tx, from, identifier).await?
+        if new.identifier.is_some()
+            && let Some(first) = self.first_named(&mut tx, payload).await?
             && first.id != id
         {
             return Ok(Ok(WrittenDown::Named(Box::new(first))));
         }
         if new.state == State::Verified {
-            let under_way = store::unfinished_of(&mut tx, from).await?;
-            if under_way.len() > MAX_UNFINISHED {
+            let under_way = {
+                let since = now.plus_seconds(-JUST_CREDITED_SECONDS);
+                store::under_way(&mut tx, new.chain_id, new.asset, from, since).await?
+            };
+            // What has expired will not leave any more, though that is not final yet.
+            let still_valid = now.plus_seconds(-EXPIRED_MARGIN_SECONDS).seconds();
+            let still_valid = U256::from(u64::try_from(still_valid).unwrap_or_default());
+            let unfinished = under_way.iter().filter(|payment| !payment.state.is_credited());
+            if unfinished.count() > MAX_UNFINISHED {
                 return Err(PaymentError::TooManyUnfinished);
             }
-            let still_here = under_way.iter().filter(|payment| !gone.contains(&payment.id));
-            let promised = still_here.map(|payment| payment.authorization.value).sum::<U256>();
+            let can_leave = |payment: &&Payment| {
+                let authorization = &payment.authorization;
+                !gone.contains(&authorization.nonce) && authorization.valid_before >= still_valid
+            };
+            let to_leave = under_way.iter().filter(can_leave);
+            let promised = to_leave.map(|payment| payment.authorization.value).sum::<U256>();
             if held < promised {
                 return Ok(Err(NotCovered { under_way, promised }));
             }
@@ -345,7 +369,7 @@ impl Payments {
             }
             return Ok(from_block);
         }
-        let balance = chain.token_balance(authorization.from).await?;
+        let balance = chain.pending_balance(authorization.from).await?;
         if balance < authorization.value {
             return Err(refused(
                 Reason::InsufficientBalance,
