@@ -30,6 +30,12 @@ const STATEMENT_TIMEOUT_MS: &str = "30000";
 const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
+/// Up to 32 MiB of each connection's; below zero it is in KiB. Ids are random, so each commit touches pages all
+/// over the indexes.
+const SQLITE_CACHE_KIB: &str = "-32768";
+/// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
+/// meanwhile, as most have, is then written there once.
+const SQLITE_CHECKPOINT_PAGES: &str = "16384";
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
 const POSTGRES_CONNECTIONS: u32 = 16;
 
@@ -142,6 +148,8 @@ impl Db {
             // Money is on the disk before anybody is told of it.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("cache_size", SQLITE_CACHE_KIB)
+            .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES)
             .busy_timeout(ACQUIRE_TIMEOUT);
         let pool = |connections| {
             SqlitePoolOptions::new()

@@ -18,7 +18,7 @@ use crate::ledger::{Ended, LedgerError};
 use crate::tasks::Tasks;
 
 /// Operations in one transaction. More hardly make each of them cheaper, and make all wait longer.
-const BATCH: usize = 256;
+const BATCH: usize = 512;
 /// Holds that wait at most. They are a second's work or so: who would wait longer is told at once …
 const WAITING_HOLDS: usize = 4096;
 /// … and of one wallet, so that there is room for the others'.
