@@ -170,6 +170,8 @@ impl App {
             self.tasks.abort();
             let _ = tokio::time::timeout(LAST_GRACE, self.tasks.idle()).await;
         }
+        // Whoever asked for these may be gone, and they are on their way all the same.
+        let _ = tokio::time::timeout(LAST_GRACE, self.ledger.idle()).await;
         if let Err(error) = self.ledger.drop_lease().await {
             tracing::warn!(%error, "the lease was not given back; it will run out");
         }

@@ -1,14 +1,16 @@
 //! One database behind two drivers: an SQLite file to start with, PostgreSQL to grow.
 //!
 //! A statement is written once, in SQL that means the same to both: `$1` parameters, TEXT and
-//! BIGINT columns, `RETURNING`, `ON CONFLICT`. Reads go to a pool. Writes are transactions, and
-//! on SQLite there is one writing connection, because two would only make each other wait.
+//! BIGINT columns, `RETURNING`, `ON CONFLICT`. Only statements over many rows at once ([`SetWise`]) are
+//! spelt for each. Reads go to a pool. Writes are transactions, and on SQLite there is one writing
+//! connection, because two would only make each other wait.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
@@ -28,6 +30,12 @@ const STATEMENT_TIMEOUT_MS: &str = "30000";
 const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
+/// Up to 32 MiB of each connection's; below zero it is in KiB. Ids are random, so each commit touches pages all
+/// over the indexes.
+const SQLITE_CACHE_KIB: &str = "-32768";
+/// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
+/// meanwhile, as most have, is then written there once.
+const SQLITE_CHECKPOINT_PAGES: &str = "16384";
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
 const POSTGRES_CONNECTIONS: u32 = 16;
 
@@ -47,25 +55,50 @@ pub enum DbError {
     Sql(#[from] sqlx::Error),
     #[error("migrating the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// What several operations failed of that were in one transaction.
+    #[error(transparent)]
+    Shared(Arc<DbError>),
+    #[error("the transaction was abandoned before it said what came of it")]
+    Abandoned,
 }
 
 impl DbError {
     /// Whether a unique constraint refused the statement: somebody else was first.
     pub fn is_unique_violation(&self) -> bool {
-        matches!(self, Self::Sql(sqlx::Error::Database(e)) if e.is_unique_violation())
+        self.refusal().is_some_and(|e| e.is_unique_violation())
     }
 
     /// Whether a CHECK constraint refused the statement.
     pub fn is_check_violation(&self) -> bool {
-        matches!(self, Self::Sql(sqlx::Error::Database(e)) if e.is_check_violation())
+        self.refusal().is_some_and(|e| e.is_check_violation())
     }
 
     /// Whether the same may succeed later: it was not the data that was refused.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Corrupt(_) => false,
-            Self::Sql(sqlx::Error::Database(e)) if e.is_foreign_key_violation() => false,
-            _ => !self.is_check_violation(),
+            Self::Shared(error) => error.may_pass(),
+            _ => !self.is_check_violation() && !self.refusal().is_some_and(|e| e.is_foreign_key_violation()),
+        }
+    }
+
+    /// Whether it was about the rows that a statement touched, so that others may well be taken: a
+    /// constraint, a value that cannot be, or another transaction in the way (a deadlock).
+    pub fn is_about_rows(&self) -> bool {
+        let Some(refusal) = self.refusal() else {
+            return matches!(self, Self::Corrupt(_));
+        };
+        // SQLSTATE's classes of data exceptions and of rollbacks. SQLite's codes are shorter.
+        let of_these = |code: &str| code.len() == 5 && (code.starts_with("22") || code.starts_with("40"));
+        !matches!(refusal.kind(), ErrorKind::Other) || refusal.code().is_some_and(|code| of_these(&code))
+    }
+
+    /// What the database itself said.
+    fn refusal(&self) -> Option<&dyn DatabaseError> {
+        match self {
+            Self::Sql(sqlx::Error::Database(e)) => Some(&**e),
+            Self::Shared(error) => error.refusal(),
+            _ => None,
         }
     }
 }
@@ -115,6 +148,8 @@ impl Db {
             // Money is on the disk before anybody is told of it.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
+            .pragma("cache_size", SQLITE_CACHE_KIB)
+            .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES)
             .busy_timeout(ACQUIRE_TIMEOUT);
         let pool = |connections| {
             SqlitePoolOptions::new()
@@ -163,10 +198,26 @@ impl Db {
         matches!(&self.0, Pools::Sqlite { _lock: Some(_), .. })
     }
 
+    /// A transaction that is on the disk when its commit returns.
     pub async fn begin(&self) -> Result<DbTx, DbError> {
+        // The one connection that writes is told each time: nothing can leave it relaxed.
+        self.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE", "BEGIN").await
+    }
+
+    /// A transaction whose commit does not wait for the disk. A power cut may take it, and then takes all
+    /// that were committed after it as well, up to one that did wait.
+    pub async fn begin_relaxed(&self) -> Result<DbTx, DbError> {
+        self.begin_with(
+            "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
+            "BEGIN; SET LOCAL synchronous_commit = off",
+        )
+        .await
+    }
+
+    async fn begin_with(&self, sqlite: &'static str, postgres: &'static str) -> Result<DbTx, DbError> {
         Ok(match &self.0 {
-            Pools::Sqlite { write, .. } => DbTx::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?),
-            Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, "BEGIN").await?),
+            Pools::Sqlite { write, .. } => DbTx::Sqlite(write.begin_with(sqlite).await?),
+            Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, postgres).await?),
         })
     }
 
@@ -227,6 +278,15 @@ impl DbTx {
         Ok(self.rows(sql, args).await?.into_iter().next())
     }
 
+    /// Runs a statement over `rows`, a JSON list, and returns how many rows of the database it touched.
+    pub async fn execute_all(&mut self, statement: &SetWise, rows: String) -> Result<u64, DbError> {
+        self.execute(statement.of(self), args![rows]).await
+    }
+
+    pub async fn rows_of_all(&mut self, statement: &SetWise, rows: String) -> Result<Vec<DbRow>, DbError> {
+        self.rows(statement.of(self), args![rows]).await
+    }
+
     /// The next number of a named sequence. The row it updates orders those who ask.
     pub async fn next_id(&mut self, sequence: &'static str) -> Result<i64, DbError> {
         let row = self
@@ -247,6 +307,69 @@ impl DbTx {
         Ok(())
     }
 }
+
+/// A statement over many rows at once, which are a JSON list in its one parameter. Integers in it are
+/// exact: both databases read them as such, never as floats.
+pub struct SetWise {
+    pub sqlite: &'static str,
+    pub postgres: &'static str,
+}
+
+impl SetWise {
+    fn of(&self, tx: &DbTx) -> &'static str {
+        match tx {
+            DbTx::Sqlite(_) => self.sqlite,
+            DbTx::Postgres(_) => self.postgres,
+        }
+    }
+}
+
+/// A [`SetWise`] statement: what comes before its rows, their columns (which are the members of the JSON
+/// objects) and types, and what comes after, on both or on each. The rows are called `r`.
+macro_rules! set_wise {
+    ($before:literal, [$($columns:tt)*], $after:literal) => {
+        $crate::db::set_wise!($before, [$($columns)*], $after, $after)
+    };
+    (
+        $before:literal, [$first:ident $its_type:ident $(, $column:ident $type:ident)*],
+        $after_sqlite:literal, $after_postgres:literal
+    ) => {
+        $crate::db::SetWise {
+            sqlite: concat!(
+                $before, " (SELECT value ->> '", stringify!($first), "' AS ", stringify!($first),
+                $(", value ->> '", stringify!($column), "' AS ", stringify!($column),)*
+                " FROM json_each($1)) AS r ", $after_sqlite,
+            ),
+            postgres: concat!(
+                $before, " jsonb_to_recordset($1::jsonb) AS r (", stringify!($first), " ", stringify!($its_type),
+                $(", ", stringify!($column), " ", stringify!($type),)*
+                ") ", $after_postgres,
+            ),
+        }
+    };
+}
+pub(crate) use set_wise;
+
+/// A [`SetWise`] statement over the rows whose `$column` is in a JSON list, of texts or of integers. On
+/// PostgreSQL the list is made an array first: for that it uses the index whatever it thinks of the table.
+macro_rules! those_in {
+    ($before:literal, $type:ident, $after_sqlite:literal, $after_postgres:literal) => {
+        $crate::db::SetWise {
+            sqlite: concat!($before, " IN (SELECT value FROM json_each($1)) ", $after_sqlite),
+            postgres: concat!(
+                $before,
+                " = ANY(ARRAY(SELECT value::",
+                stringify!($type),
+                " FROM jsonb_array_elements_text($1::jsonb))) ",
+                $after_postgres,
+            ),
+        }
+    };
+    ($before:literal, $type:ident) => {
+        $crate::db::those_in!($before, $type, "", "")
+    };
+}
+pub(crate) use those_in;
 
 /// A statement's parameter. NULL keeps its type, which PostgreSQL insists on.
 #[derive(Clone, Debug)]

@@ -1,5 +1,6 @@
 //! The books: each behaviour written once and run on SQLite and on PostgreSQL.
 
+mod batches;
 mod model;
 
 use std::sync::Arc;

@@ -21,7 +21,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("limits", &["clock", "id"]),
     ("config", &["money", "id", "pricing", "limits"]),
     ("claims", &["clock", "id", "db"]),
-    ("ledger", &["money", "clock", "id", "db", "pricing", "claims"]),
+    ("ledger", &["money", "clock", "id", "tasks", "db", "pricing", "claims"]),
     ("chain", &["money", "clock", "id", "config"]),
     ("auth", &["money", "clock", "id", "db", "config", "chain"]),
     ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),

@@ -1,8 +1,8 @@
 //! Requests that may be sent again and are run once: by an idempotency key, or by the payment they
 //! came with.
 //!
-//! A claim is made in the transaction that makes the request's hold, so there is none without the
-//! other, and of two at once one waits for the other's hold. What the upstream answered is kept before
+//! A claim is made in the transaction that makes the request's hold (`ledger::batch`), so there is none
+//! without the other, and of two at once one waits for the other's hold. What the upstream answered is kept before
 //! the hold is settled: a crash in between releases the hold, and the request can be run anew.
 
 mod store;
@@ -11,8 +11,7 @@ use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
 use crate::clock::Clock;
-use crate::db::{Db, DbError, DbTx};
-use crate::id::Wallet;
+use crate::db::{Db, DbError};
 
 /// For so long an idempotency key is remembered, and an answer kept.
 pub const REMEMBERED_SECONDS: i64 = 86_400;
@@ -76,21 +75,6 @@ impl Kind {
 pub struct KeptAnswer {
     pub kind: Kind,
     pub body: Bytes,
-}
-
-/// Gives a request its name, inside the transaction that holds for it. `Some` if another has it,
-/// unless that one came to nothing: then the name is free again for the same request.
-pub async fn claim(
-    tx: &mut DbTx,
-    wallet: Wallet,
-    claim: &Claim,
-    request_id: &str,
-    clock: &Clock,
-) -> Result<Option<Claimed>, DbError> {
-    if store::insert(tx, wallet, claim, request_id, clock.now()).await? {
-        return Ok(None);
-    }
-    store::find(tx, wallet, claim).await.map(Some)
 }
 
 /// The answers that are kept.

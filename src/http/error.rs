@@ -129,6 +129,11 @@ impl From<LedgerError> for ApiError {
                 Self::new(StatusCode::FORBIDDEN, "wallet_frozen", message)
             }
             LedgerError::KeyCap(cap) => key_cap_reached(cap),
+            LedgerError::Overloaded => {
+                let message = format!("{error}; nothing was charged: try again in a second");
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", message)
+                    .with_header(RETRY_AFTER, HeaderValue::from_static("1"))
+            }
             _ => Self::unavailable(&error),
         }
     }

@@ -4,8 +4,12 @@
 //! charge or *released*, and its end deletes the hold's row and writes the receipt and the entry in
 //! one transaction, so that no crash can leave half of it. `available = balance − locked`, and the
 //! database itself refuses a balance below what is locked.
+//!
+//! Holds and ends of many requests go into the books together: see [`writer`].
 
+mod batch;
 mod store;
+mod writer;
 
 pub use store::read_receipt;
 
@@ -13,13 +17,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::claims::{self, Claim, Claimed};
+use crate::claims::{Claim, Claimed};
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Charge, Terms, Usage};
-use store::{Booking, KeySpending, Kind};
+use batch::Operation;
+use store::{Booking, Kind};
+use writer::Writer;
 
 /// A node renews its lease this often …
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
@@ -49,6 +55,9 @@ pub enum LedgerError {
     UnknownWallet(Wallet),
     #[error("an amount left the range of the books")]
     OutOfRange,
+    /// More holds wait to be written than can be soon. This one does not wait.
+    #[error("more requests are waiting to be held for than the books can take at once")]
+    Overloaded,
     #[error(transparent)]
     Db(#[from] DbError),
 }
@@ -207,6 +216,7 @@ pub struct Ledger {
     node: String,
     /// Since when this node's lease has been renewed without a gap, and until when it holds.
     lease: Arc<Mutex<Option<Lease>>>,
+    writer: Writer,
 }
 
 #[derive(Copy, Clone)]
@@ -217,141 +227,35 @@ struct Lease {
 
 impl Ledger {
     pub fn new(db: Db, clock: Clock, node: String) -> Self {
-        Self { db, clock, node, lease: Arc::default() }
+        let writer = Writer::new(db.clone(), clock.clone(), node.clone());
+        Self { db, clock, node, lease: Arc::default(), writer }
     }
 
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
     /// another under its id is a conflict.
     pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
-        timed("hold", self.hold_now(hold, None)).await
+        self.make_hold(hold, None).await
     }
 
     /// The same for a request that has a name: it is held for only if the name is free.
     pub async fn hold_claimed(&self, hold: &Hold, claim: &Claim) -> Result<Balance, LedgerError> {
-        timed("hold", self.hold_now(hold, Some(claim))).await
+        self.make_hold(hold, Some(claim.clone())).await
     }
 
-    async fn hold_now(&self, hold: &Hold, claim: Option<&Claim>) -> Result<Balance, LedgerError> {
-        let mut tx = self.db.begin().await?;
-        // Before the money: an answer that is there already is worth asking for with none left.
-        if let Some(claim) = claim
-            && let Some(claimed) = claims::claim(&mut tx, hold.wallet, claim, &hold.id, &self.clock).await?
-        {
-            return Err(LedgerError::Claimed(claimed));
-        }
-        let Some(balance) = store::lock(&mut tx, hold.wallet, hold.amount).await? else {
-            drop(tx);
-            return self.refuse_hold(hold).await;
-        };
-        if !store::insert_hold(&mut tx, hold, &self.node).await? {
-            drop(tx);
-            return self.refuse_hold(hold).await;
-        }
-        if let Some(key) = hold.api_key_id {
-            let spending = store::hold_for_key(&mut tx, key, hold).await?;
-            if let Some(cap) = overrun(&spending.without(hold.amount), hold) {
-                return Err(LedgerError::KeyCap(cap));
-            }
-        }
-        tx.commit().await?;
-        Ok(balance)
-    }
-
-    /// Tells why a hold was not made: it exists, or the wallet cannot cover it.
-    async fn refuse_hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
-        let mut tx = self.db.snapshot().await?;
-        let balance = store::balance(&mut tx, hold.wallet).await?;
-        match store::find_hold(&mut tx, &hold.id).await? {
-            Some(existing) if existing == *hold => Ok(balance),
-            Some(_) => Err(LedgerError::Conflict(hold.id.clone())),
-            None if store::find_receipt(&mut tx, &hold.id).await?.is_some() => {
-                Err(LedgerError::Conflict(hold.id.clone()))
-            }
-            None => match store::frozen_reason_in(&mut tx, hold.wallet).await? {
-                Some(reason) => Err(LedgerError::Frozen(reason)),
-                None => {
-                    // Where both fall short it is the cap that is named: a top-up would not help.
-                    if let Some(key) = hold.api_key_id {
-                        let day = hold.created_at.utc_day();
-                        let spending = store::key_spending(&mut tx, key, day).await?;
-                        if let Some(cap) = overrun(&spending, hold) {
-                            return Err(LedgerError::KeyCap(cap));
-                        }
-                    }
-                    Err(LedgerError::Insufficient { required: hold.amount, balance })
-                }
-            },
-        }
+    async fn make_hold(&self, hold: &Hold, claim: Option<Claim>) -> Result<Balance, LedgerError> {
+        let operation = Operation::Hold { hold: hold.clone(), claim };
+        timed("hold", self.writer.submit(operation)).await.map(|held| held.balance)
     }
 
     /// Ends a hold. The same end again is the same result; another end is a conflict, and the
     /// first stands.
     pub async fn end(&self, ending: &Ending) -> Result<Ended, LedgerError> {
-        timed("end", async {
-            let mut tx = self.db.begin().await?;
-            let ended = self.end_in(&mut tx, ending).await?;
-            tx.commit().await?;
-            Ok(ended)
-        })
-        .await
+        timed("end", self.writer.submit(Operation::End(ending.clone()))).await
     }
 
-    async fn end_in(&self, tx: &mut DbTx, ending: &Ending) -> Result<Ended, LedgerError> {
-        let hold = &ending.hold;
-        if ending.charge.charged > hold.amount {
-            return Err(LedgerError::OutOfRange);
-        }
-        let mut held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
-        let mut lost = None;
-        if held.is_none() {
-            // Ended before, or lost, or only just on its way in. The wallet's row is taken first: of two
-            // who find it so the second sees the first one's receipt, and a hold whose commit was still
-            // under way is there now.
-            store::ensure_wallet(tx, hold.wallet, self.clock.now()).await?;
-            let available = store::locked_balance(tx, hold.wallet).await?.available();
-            held = store::delete_hold(tx, &hold.id, hold.wallet).await?;
-            lost = held.is_none().then_some(available);
-        }
-        if held.is_none() && store::find_hold(tx, &hold.id).await?.is_some() {
-            return Err(LedgerError::Conflict(hold.id.clone()));
-        }
-        if held.is_some_and(|amount| amount != hold.amount) {
-            return Err(LedgerError::Conflict(hold.id.clone()));
-        }
-        if held.is_none()
-            && let Some(receipt) = store::find_receipt(tx, &hold.id).await?
-        {
-            let was_lost = receipt.reason.as_deref() == Some(HOLD_LOST);
-            let same_charge = receipt.charged == ending.charge.charged || was_lost;
-            let same_end = receipt.wallet == hold.wallet && receipt.outcome == ending.outcome;
-            return if same_charge && same_end {
-                let balance = store::balance(tx, hold.wallet).await?;
-                Ok(Ended { charged: receipt.charged, balance })
-            } else {
-                Err(LedgerError::Conflict(hold.id.clone()))
-            };
-        }
-        let unlock = held.unwrap_or_default();
-        let (charged, reason) = match lost {
-            None => (ending.charge.charged, ending.reason.clone()),
-            Some(available) => (ending.charge.charged.min(available), Some(HOLD_LOST.to_owned())),
-        };
-        let now = self.clock.now();
-        let balance = if charged == MicroUsdc::ZERO {
-            store::unlock(tx, hold.wallet, unlock).await?
-        } else {
-            let charge = Booking::new(Kind::Charge, &hold.id, negative(charged)?);
-            store::book(tx, hold.wallet, Booking { unlock, ..charge }, now).await?
-        };
-        if let Some(key) = hold.api_key_id {
-            store::end_for_key(tx, key, hold, held, charged).await?;
-        }
-        store::insert_receipt(tx, ending, charged, reason, now).await?;
-        if ending.outcome != Outcome::Released {
-            let revenue = charged.to_pico().checked_sub(ending.charge.cost).ok_or(LedgerError::OutOfRange)?;
-            store::add_usage(tx, ending, charged, revenue).await?;
-        }
-        Ok(Ended { charged, balance })
+    /// Resolves when no hold and no end is on its way into the books any more.
+    pub async fn idle(&self) {
+        self.writer.idle().await;
     }
 
     /// Adds what arrived for a payment, inside the transaction that marks the payment credited.
@@ -546,31 +450,6 @@ async fn timed<T>(operation: &'static str, work: impl Future<Output = T>) -> T {
     let done = work.await;
     metrics::histogram!("farebox_ledger_seconds", "operation" => operation).record(began.elapsed());
     done
-}
-
-/// The cap that a hold on top of `spending` would overrun; of two the one that does not begin anew.
-fn overrun(spending: &KeySpending, hold: &Hold) -> Option<KeyCap> {
-    let over = |cap: Option<MicroUsdc>, spending: Spending, resets_at| {
-        let cap = cap?;
-        let so_far = spending.spent.checked_add(spending.held);
-        let total = so_far.and_then(|so_far| so_far.checked_add(hold.amount));
-        // A total out of range is above any cap.
-        let is_over = total.is_none_or(|total| total > cap);
-        is_over.then_some(KeyCap { cap, spending, required: hold.amount, resets_at })
-    };
-    over(spending.cap, spending.ever, None)
-        .or_else(|| over(spending.cap_per_day, spending.day, Some(hold.created_at.end_of_utc_day())))
-}
-
-impl KeySpending {
-    /// As it was before `amount` was held.
-    fn without(self, amount: MicroUsdc) -> Self {
-        let before = |spending: Spending| Spending {
-            held: spending.held.checked_sub(amount).unwrap_or_default(),
-            ..spending
-        };
-        Self { ever: before(self.ever), day: before(self.day), ..self }
-    }
 }
 
 fn negative(amount: MicroUsdc) -> Result<MicroUsdc, LedgerError> {

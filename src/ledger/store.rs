@@ -1,37 +1,37 @@
-//! The ledger's SQL. Every move of money is one conditional statement, never read-then-write.
+//! The ledger's SQL, but for that of holds and their ends: see `batch`.
 
 use std::collections::HashMap;
 
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
-use crate::ledger::{Balance, Ending, Entry, Hold, Receipt, Spending, UsageTotal};
+use crate::ledger::batch::ALL_DAYS;
+use crate::ledger::{Balance, Entry, Hold, Receipt, Spending, UsageTotal};
 use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Terms, Usage};
 
+/// What entries there are beside charges, which `batch` writes.
 #[derive(Copy, Clone)]
 pub enum Kind {
     Topup,
-    Charge,
     Reversal,
     Debt,
     Repayment,
     Adjustment,
 }
 
-/// An entry to be: `amount` added to the balance, `unlock` taken off what is locked.
+/// An entry to be: `amount` added to the balance.
 pub struct Booking<'a> {
     pub kind: Kind,
     /// What it is for: a payment, a request, an adjustment. Of each kind there is one for each.
     pub reference: &'a str,
     pub amount: MicroUsdc,
-    pub unlock: MicroUsdc,
     pub note: Option<String>,
 }
 
 impl<'a> Booking<'a> {
     pub fn new(kind: Kind, reference: &'a str, amount: MicroUsdc) -> Self {
-        Self { kind, reference, amount, unlock: MicroUsdc::ZERO, note: None }
+        Self { kind, reference, amount, note: None }
     }
 }
 
@@ -39,7 +39,6 @@ impl Kind {
     fn as_str(self) -> &'static str {
         match self {
             Self::Topup => "topup",
-            Self::Charge => "charge",
             Self::Reversal => "reversal",
             Self::Debt => "debt",
             Self::Repayment => "repayment",
@@ -51,7 +50,6 @@ impl Kind {
     fn contra(self) -> &'static str {
         match self {
             Self::Topup | Self::Reversal => "treasury",
-            Self::Charge => "revenue",
             Self::Debt | Self::Repayment => "debt",
             Self::Adjustment => "operator",
         }
@@ -67,30 +65,6 @@ pub async fn ensure_wallet(tx: &mut DbTx, wallet: Wallet, now: Timestamp) -> Res
     .map(drop)
 }
 
-/// Locks `amount` if it is available, and returns the balance it left.
-pub async fn lock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<Option<Balance>, DbError> {
-    let row = tx
-        .row(
-            "UPDATE wallets SET locked_micro = locked_micro + $2
-             WHERE address = $1 AND balance_micro - locked_micro >= $2 AND frozen_reason IS NULL
-             RETURNING balance_micro, locked_micro, debt_micro",
-            args![wallet, amount],
-        )
-        .await?;
-    row.as_ref().map(read_balance_row).transpose()
-}
-
-pub async fn unlock(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<Balance, DbError> {
-    let row = tx
-        .row(
-            "UPDATE wallets SET locked_micro = locked_micro - $2 WHERE address = $1
-             RETURNING balance_micro, locked_micro, debt_micro",
-            args![wallet, amount],
-        )
-        .await?;
-    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
-}
-
 /// Changes a wallet's balance and writes the entry that says why.
 pub async fn book(
     tx: &mut DbTx,
@@ -98,16 +72,15 @@ pub async fn book(
     booking: Booking<'_>,
     now: Timestamp,
 ) -> Result<Balance, DbError> {
-    let Booking { kind, reference, amount, unlock, note } = booking;
+    let Booking { kind, reference, amount, note } = booking;
     // What moves between a wallet and its debt changes both alike.
     let debt = if kind.contra() == "debt" { amount } else { MicroUsdc::ZERO };
     let row = tx
         .row(
             "UPDATE wallets
-             SET balance_micro = balance_micro + $2, locked_micro = locked_micro - $3,
-                 debt_micro = debt_micro + $4, seq = seq + 1
+             SET balance_micro = balance_micro + $2, debt_micro = debt_micro + $3, seq = seq + 1
              WHERE address = $1 RETURNING balance_micro, locked_micro, debt_micro, seq",
-            args![wallet, amount, unlock, debt],
+            args![wallet, amount, debt],
         )
         .await?
         .ok_or_else(|| DbError::Corrupt(format!("no wallet {wallet}")))?;
@@ -137,115 +110,6 @@ pub async fn book(
     Ok(after)
 }
 
-/// Writes a hold's row, unless its id was ever used.
-pub async fn insert_hold(tx: &mut DbTx, hold: &Hold, node: &str) -> Result<bool, DbError> {
-    let inserted = tx
-        .execute(
-            "INSERT INTO holds (id, wallet, node, api_key_id, amount_micro, terms, created_at_ms)
-             SELECT $1, $2, $3, $4, $5, $6, $7 WHERE NOT EXISTS (SELECT 1 FROM receipts WHERE id = $1)
-             ON CONFLICT DO NOTHING",
-            args![
-                hold.id.as_str(),
-                hold.wallet,
-                node,
-                hold.api_key_id,
-                hold.amount,
-                terms_json(&hold.terms)?,
-                hold.created_at
-            ],
-        )
-        .await?;
-    Ok(inserted == 1)
-}
-
-/// What a key has spent and holds, and what it may at most, of all days and of one.
-pub struct KeySpending {
-    pub ever: Spending,
-    pub day: Spending,
-    pub cap: Option<MicroUsdc>,
-    pub cap_per_day: Option<MicroUsdc>,
-}
-
-/// Counts a hold against its key, and returns what that came to. The wallet's row is taken before,
-/// so the holds of one key come one after the other.
-pub async fn hold_for_key(tx: &mut DbTx, key: i64, hold: &Hold) -> Result<KeySpending, DbError> {
-    let rows = tx
-        .rows(
-            "INSERT INTO key_spending (api_key_id, day, spent_micro, held_micro)
-             VALUES ($1, 0, 0, $3), ($1, $2, 0, $3)
-             ON CONFLICT (api_key_id, day) DO UPDATE SET
-                 held_micro = key_spending.held_micro + excluded.held_micro
-             RETURNING day, spent_micro, held_micro,
-                 (SELECT spend_cap_micro FROM api_keys WHERE id = $1) AS cap_micro,
-                 (SELECT spend_cap_per_day_micro FROM api_keys WHERE id = $1) AS cap_per_day_micro",
-            args![key, hold.created_at.utc_day(), hold.amount],
-        )
-        .await?;
-    read_key_spending(&rows)
-}
-
-/// The same without counting anything.
-pub async fn key_spending(tx: &mut DbTx, key: i64, day: i64) -> Result<KeySpending, DbError> {
-    let rows = tx
-        .rows(
-            "SELECT days.day, COALESCE(s.spent_micro, 0) AS spent_micro,
-                    COALESCE(s.held_micro, 0) AS held_micro,
-                    k.spend_cap_micro AS cap_micro, k.spend_cap_per_day_micro AS cap_per_day_micro
-             FROM (SELECT 0 AS day UNION ALL SELECT $2 AS day) days
-             LEFT JOIN api_keys k ON k.id = $1
-             LEFT JOIN key_spending s ON s.api_key_id = $1 AND s.day = days.day",
-            args![key, day],
-        )
-        .await?;
-    read_key_spending(&rows)
-}
-
-fn read_key_spending(rows: &[DbRow]) -> Result<KeySpending, DbError> {
-    let mut spending =
-        KeySpending { ever: Spending::default(), day: Spending::default(), cap: None, cap_per_day: None };
-    for row in rows {
-        let read = Spending { spent: row.micro("spent_micro")?, held: row.micro("held_micro")? };
-        match row.int("day")? {
-            ALL_DAYS => spending.ever = read,
-            _ => spending.day = read,
-        }
-        spending.cap = row.int_or_null("cap_micro")?.map(MicroUsdc::new);
-        spending.cap_per_day = row.int_or_null("cap_per_day_micro")?.map(MicroUsdc::new);
-    }
-    Ok(spending)
-}
-
-/// The day under which a key's whole spending is totalled.
-const ALL_DAYS: i64 = 0;
-
-/// Moves a hold's end from what its key holds to what it has spent. The wallet's row is taken before.
-pub async fn end_for_key(
-    tx: &mut DbTx,
-    key: i64,
-    hold: &Hold,
-    held: Option<MicroUsdc>,
-    charged: MicroUsdc,
-) -> Result<(), DbError> {
-    let day = hold.created_at.utc_day();
-    if held.is_none() {
-        // What was lost took its rows with it.
-        tx.execute(
-            "INSERT INTO key_spending (api_key_id, day, spent_micro, held_micro)
-             VALUES ($1, 0, 0, 0), ($1, $2, 0, 0) ON CONFLICT DO NOTHING",
-            args![key, day],
-        )
-        .await?;
-    }
-    let moved = tx
-        .execute(
-            "UPDATE key_spending SET spent_micro = spent_micro + $3, held_micro = held_micro - $4
-             WHERE api_key_id = $1 AND day IN (0, $2)",
-            args![key, day, charged, held.unwrap_or_default()],
-        )
-        .await?;
-    if moved == 2 { Ok(()) } else { Err(DbError::Corrupt(format!("no spending of key {key} on day {day}"))) }
-}
-
 /// What each key of a wallet has spent and holds, of all days and of one.
 pub async fn spending_of_keys(
     db: &Db,
@@ -271,19 +135,6 @@ pub async fn spending_of_keys(
     Ok(keys)
 }
 
-/// Takes a hold's row out and returns its amount: whoever gets it ends the hold.
-pub async fn delete_hold(tx: &mut DbTx, id: &str, wallet: Wallet) -> Result<Option<MicroUsdc>, DbError> {
-    let row = tx
-        .row("DELETE FROM holds WHERE id = $1 AND wallet = $2 RETURNING amount_micro", args![id, wallet])
-        .await?;
-    row.map(|row| row.micro("amount_micro")).transpose()
-}
-
-pub async fn find_hold(tx: &mut DbTx, id: &str) -> Result<Option<Hold>, DbError> {
-    let row = tx.row("SELECT * FROM holds WHERE id = $1", args![id]).await?;
-    row.as_ref().map(read_hold).transpose()
-}
-
 /// Holds of other nodes that have given their lease back, or whose lease ran out before `dead_before`.
 pub async fn orphans(db: &Db, node: &str, dead_before: Timestamp, limit: i64) -> Result<Vec<Hold>, DbError> {
     let rows = db
@@ -302,73 +153,8 @@ pub async fn open_holds(db: &Db) -> Result<(i64, MicroUsdc), DbError> {
     Ok((row.int("holds")?, row.micro("locked")?))
 }
 
-pub async fn insert_receipt(
-    tx: &mut DbTx,
-    ending: &Ending,
-    charged: MicroUsdc,
-    reason: Option<String>,
-    now: Timestamp,
-) -> Result<(), DbError> {
-    let hold = &ending.hold;
-    tx.execute(
-        "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro,
-                               cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
-                               terms, created_at_ms, ended_at_ms)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
-        args![
-            hold.id.as_str(),
-            hold.wallet,
-            hold.api_key_id,
-            hold.terms.model.as_str(),
-            ending.outcome.as_str(),
-            reason,
-            hold.amount,
-            charged,
-            pico(ending.charge.cost)?,
-            count(ending.usage.prompt)?,
-            count(ending.usage.cached)?,
-            count(ending.usage.completion)?,
-            ending.usage_raw.clone(),
-            terms_json(&hold.terms)?,
-            hold.created_at,
-            now
-        ],
-    )
-    .await
-    .map(drop)
-}
-
-pub async fn add_usage(
-    tx: &mut DbTx,
-    ending: &Ending,
-    charged: MicroUsdc,
-    revenue: PicoUsd,
-) -> Result<(), DbError> {
-    tx.execute(
-        "INSERT INTO usage_totals (wallet, api_key_id, request_count, prompt_tokens, completion_tokens,
-                                   charged_micro, revenue_pico)
-         VALUES ($1, $2, 1, $3, $4, $5, $6)
-         ON CONFLICT (wallet, api_key_id) DO UPDATE SET
-             request_count = usage_totals.request_count + 1,
-             prompt_tokens = usage_totals.prompt_tokens + excluded.prompt_tokens,
-             completion_tokens = usage_totals.completion_tokens + excluded.completion_tokens,
-             charged_micro = usage_totals.charged_micro + excluded.charged_micro,
-             revenue_pico = usage_totals.revenue_pico + excluded.revenue_pico",
-        args![
-            ending.hold.wallet,
-            ending.hold.api_key_id.unwrap_or(NO_KEY),
-            count(ending.usage.prompt)?,
-            count(ending.usage.completion)?,
-            charged,
-            pico(revenue)?
-        ],
-    )
-    .await
-    .map(drop)
-}
-
 /// The key id under which calls without a key are totalled; keys count from 1.
-const NO_KEY: i64 = 0;
+pub const NO_KEY: i64 = 0;
 
 pub async fn usage_totals(db: &Db, wallet: Wallet) -> Result<Vec<UsageTotal>, DbError> {
     let rows =
@@ -387,11 +173,6 @@ pub async fn usage_totals(db: &Db, wallet: Wallet) -> Result<Vec<UsageTotal>, Db
     rows.iter().map(read).collect()
 }
 
-pub async fn balance(tx: &mut DbTx, wallet: Wallet) -> Result<Balance, DbError> {
-    let row = tx.row(SELECT_BALANCE, args![wallet]).await?;
-    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
-}
-
 pub async fn read_balance(db: &Db, wallet: Wallet) -> Result<Balance, DbError> {
     let row = db.row(SELECT_BALANCE, args![wallet]).await?;
     row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
@@ -401,12 +182,14 @@ const SELECT_BALANCE: &str = "SELECT balance_micro, locked_micro, debt_micro FRO
 
 /// The balance, with the wallet's row kept from others until this transaction ends.
 pub async fn locked_balance(tx: &mut DbTx, wallet: Wallet) -> Result<Balance, DbError> {
-    unlock(tx, wallet, MicroUsdc::ZERO).await
-}
-
-pub async fn find_receipt(tx: &mut DbTx, id: &str) -> Result<Option<Receipt>, DbError> {
-    let row = tx.row("SELECT * FROM receipts WHERE id = $1", args![id]).await?;
-    row.as_ref().map(read_receipt).transpose()
+    let row = tx
+        .row(
+            "UPDATE wallets SET locked_micro = locked_micro WHERE address = $1
+             RETURNING balance_micro, locked_micro, debt_micro",
+            args![wallet],
+        )
+        .await?;
+    row.as_ref().map(read_balance_row).transpose().map(Option::unwrap_or_default)
 }
 
 pub async fn receipt_of(db: &Db, wallet: Wallet, id: &str) -> Result<Option<Receipt>, DbError> {
@@ -466,7 +249,7 @@ fn read_balance_row(row: &DbRow) -> Result<Balance, DbError> {
     })
 }
 
-fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
+pub fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
     Ok(Hold {
         id: row.text("id")?,
         wallet: row.wallet("wallet")?,
@@ -509,16 +292,8 @@ fn read_terms(row: &DbRow) -> Result<Terms, DbError> {
     serde_json::from_str(&row.text("terms")?).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
 }
 
-fn terms_json(terms: &Terms) -> Result<String, DbError> {
+pub fn terms_json(terms: &Terms) -> Result<String, DbError> {
     serde_json::to_string(terms).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
-}
-
-fn count(tokens: u64) -> Result<i64, DbError> {
-    i64::try_from(tokens).map_err(|_| DbError::Corrupt(format!("{tokens} tokens")))
-}
-
-fn pico(amount: PicoUsd) -> Result<i64, DbError> {
-    i64::try_from(amount.get()).map_err(|_| DbError::Corrupt(format!("{} pico-USD", amount.get())))
 }
 
 pub async fn set_frozen(tx: &mut DbTx, wallet: Wallet, reason: Option<String>) -> Result<bool, DbError> {
@@ -530,10 +305,6 @@ const SELECT_FROZEN: &str = "SELECT frozen_reason FROM wallets WHERE address = $
 
 pub async fn frozen_reason(db: &Db, wallet: Wallet) -> Result<Option<String>, DbError> {
     db.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
-}
-
-pub async fn frozen_reason_in(tx: &mut DbTx, wallet: Wallet) -> Result<Option<String>, DbError> {
-    tx.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
 }
 
 /// Whose books the adjustment of this name is in, and its amount.

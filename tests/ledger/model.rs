@@ -266,9 +266,10 @@ fn refusal(error: LedgerError) -> Answer {
         LedgerError::KeyCap(cap) => Answer::KeyCap(cap),
         LedgerError::Conflict(_) => Answer::Conflict,
         LedgerError::OutOfRange => Answer::OutOfRange,
-        LedgerError::Frozen(_) | LedgerError::UnknownWallet(_) | LedgerError::Claimed(_) => {
-            Answer::Unexpected(error.to_string())
-        }
+        LedgerError::Frozen(_)
+        | LedgerError::UnknownWallet(_)
+        | LedgerError::Claimed(_)
+        | LedgerError::Overloaded => Answer::Unexpected(error.to_string()),
         LedgerError::Db(error) if DbError::is_unique_violation(&error) => Answer::CreditedBefore,
         LedgerError::Db(error) => Answer::Unexpected(error.to_string()),
     }

@@ -1,0 +1,629 @@
+//! Operations that come while others are being committed, and go into the books together.
+//!
+//! The tests here run on one thread: what is asked for before anything is waited for is one batch.
+
+use std::pin::pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use farebox::claims::Claim;
+use farebox::db::{Access, Arg, Db, DbTx};
+use farebox::ledger::{Balance, Ended, Ending, Hold, Ledger, LedgerError, Outcome};
+use farebox::money::MicroUsdc;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, join_all};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestCaseError, TestRunner};
+
+use super::{at_once, make_key};
+use crate::support::books::{Books, assert_no_drift, balance, both, completion, hold, settled, wallet};
+use crate::support::in_time;
+use crate::support::postgres::Postgres;
+
+/// Operations that go together at most: see `ledger::writer`, as for the next two.
+const BATCH: usize = 512;
+const WAITING_HOLDS: usize = 4096;
+const WAITING_HOLDS_OF_A_WALLET: usize = 1024;
+
+/// The same on both of what a hold and an end come to.
+type Answer = Result<Ended, LedgerError>;
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Hold(Hold),
+    Claimed(Hold, Claim),
+    End(Ending),
+}
+
+impl Operation {
+    async fn run(&self, ledger: &Ledger) -> Answer {
+        let held = |balance: Balance| Ended { charged: MicroUsdc::ZERO, balance };
+        match self {
+            Self::Hold(hold) => ledger.hold(hold).await.map(held),
+            Self::Claimed(hold, claim) => ledger.hold_claimed(hold, claim).await.map(held),
+            Self::End(ending) => ledger.end(ending).await,
+        }
+    }
+}
+
+/// Asks for all of it before any of it can be begun.
+async fn together(ledger: &Ledger, operations: &[Operation]) -> Vec<Answer> {
+    join_all(operations.iter().map(|operation| operation.run(ledger))).await
+}
+
+fn held(micro: i64, locked: i64) -> Ended {
+    Ended { charged: MicroUsdc::ZERO, balance: balance(micro, locked) }
+}
+
+fn charged(micro: i64, left: i64, locked: i64) -> Ended {
+    Ended { charged: MicroUsdc::new(micro), balance: balance(left, locked) }
+}
+
+fn named(name: &str, body: &[u8]) -> Claim {
+    Claim::of_key(name, farebox::claims::request_hash("/v1/chat/completions", body))
+}
+
+#[tokio::test]
+async fn what_comes_together_is_one_transaction() {
+    let books = Books::postgres().await;
+    let ledger = books.ledger("a");
+    let mut holds = Vec::new();
+    for number in 0..100 {
+        let payer = wallet(number);
+        books.credit(payer, 1000).await;
+        holds.push(Operation::Hold(hold(format!("req_{number}"), payer, 10)));
+    }
+    assert!(together(&ledger, &holds).await.iter().all(Result::is_ok));
+    assert_eq!(books.number("SELECT COUNT(DISTINCT CAST(xmin AS TEXT)) AS n FROM holds").await, 1);
+    books.discard().await;
+}
+
+#[tokio::test]
+async fn each_of_a_batch_is_decided_as_if_it_came_alone() {
+    both(async |books| {
+        let (ledger, payer, other) = (books.ledger("a"), wallet(1), wallet(2));
+        books.credit(payer, 1000).await;
+        books.credit(other, 100).await;
+        let (first, second) = (hold("req_1", payer, 300), hold("req_2", payer, 300));
+        ledger.hold(&first).await.unwrap();
+        ledger.hold(&second).await.unwrap();
+
+        let third = hold("req_3", payer, 400);
+        let answers = together(
+            &ledger,
+            &[
+                // Of the payer, one after the other.
+                Operation::Hold(hold("req_9", payer, 401)),
+                Operation::Hold(third.clone()),
+                Operation::Hold(hold("req_8", payer, 1)),
+                Operation::End(settled(&first, completion(100))),
+                Operation::End(Ending::released(first.clone(), "late")),
+                Operation::Hold(hold("req_7", payer, 228)),
+                Operation::Hold(first.clone()),
+                Operation::Hold(third.clone()),
+                Operation::End(settled(&hold("req_2", payer, 299), completion(1))),
+                Operation::End(Ending::released(second.clone(), "upstream_failed")),
+                // Of another, in the midst of it.
+                Operation::Hold(hold("req_6", other, 60)),
+                Operation::Hold(hold("req_5", other, 60)),
+                Operation::End(settled(&hold("req_4", other, 70), completion(100))),
+            ],
+        )
+        .await;
+        let answers: Vec<_> = answers.iter().map(|answer| format!("{answer:?}")).collect();
+        let insufficient =
+            |required, balance| LedgerError::Insufficient { required: MicroUsdc::new(required), balance };
+        let conflict = |id: &str| Err(LedgerError::Conflict(id.into()));
+        let expected: [Answer; 13] = [
+            Err(insufficient(401, balance(1000, 600))),
+            Ok(held(1000, 1000)),
+            Err(insufficient(1, balance(1000, 1000))),
+            Ok(charged(72, 928, 700)),
+            conflict("req_1"),
+            Ok(held(928, 928)),
+            conflict("req_1"),
+            Ok(held(928, 928)),
+            conflict("req_2"),
+            Ok(charged(0, 928, 628)),
+            Ok(held(100, 60)),
+            Err(insufficient(60, balance(100, 60))),
+            // Its hold was lost: what is available, at most.
+            Ok(charged(40, 60, 60)),
+        ];
+        assert_eq!(answers, expected.map(|answer| format!("{answer:?}")));
+        assert_eq!(ledger.balance(payer).await.unwrap(), balance(928, 628));
+        assert_eq!(ledger.open_holds().await.unwrap(), (3, MicroUsdc::new(688)));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_hold_and_its_end_may_come_together() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 1000).await;
+        make_key(books, 1, Some(500), None).await;
+        let keyed = Hold { api_key_id: Some(1), ..hold("req_1", payer, 400) };
+        let next = Hold { id: "req_2".into(), ..keyed.clone() };
+        let ending = settled(&keyed, completion(100));
+        let answers = together(
+            &ledger,
+            &[
+                Operation::Hold(keyed.clone()),
+                Operation::End(ending.clone()),
+                Operation::End(ending),
+                Operation::Hold(next),
+            ],
+        )
+        .await;
+        let answers: Vec<_> = answers.into_iter().map(Result::unwrap).collect();
+        assert_eq!(answers, [held(1000, 400), charged(72, 928, 0), charged(72, 928, 0), held(928, 400)]);
+        assert_eq!(ledger.receipt(payer, "req_1").await.unwrap().unwrap().reason, None, "it was not lost");
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_a_name_that_many_claim_together_one_gets_it() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 1000).await;
+        let claim = named("once", b"{}");
+        let other = named("once", b"{ }");
+        let mut operations: Vec<_> = (0..20)
+            .map(|number| Operation::Claimed(hold(format!("req_{number}"), payer, 10), claim.clone()))
+            .collect();
+        operations.push(Operation::Claimed(hold("req_20", payer, 10), other.clone()));
+        // Also where there is nothing left to hold: what is there already is worth asking for.
+        operations.push(Operation::Claimed(hold("req_21", payer, 5000), claim.clone()));
+        let answers = together(&ledger, &operations).await;
+        assert_eq!(*answers[0].as_ref().unwrap(), held(1000, 10));
+        for (number, answer) in answers.iter().enumerate().skip(1) {
+            let Err(LedgerError::Claimed(claimed)) = answer else { panic!("{answer:?}") };
+            assert_eq!((claimed.request_id.as_str(), claimed.is_same_request), ("req_0", number != 20));
+        }
+
+        // What comes to nothing gives its name back, in the same batch as well; to the same request alone.
+        let answers = together(
+            &ledger,
+            &[
+                Operation::End(Ending::released(hold("req_0", payer, 10), "upstream_failed")),
+                Operation::Claimed(hold("req_30", payer, 10), other),
+                Operation::Claimed(hold("req_31", payer, 10), claim.clone()),
+                Operation::Claimed(hold("req_32", payer, 10), claim.clone()),
+            ],
+        )
+        .await;
+        assert_eq!((answers[0].is_ok(), answers[2].is_ok()), (true, true), "{answers:?}");
+        for (answer, has_it) in [(&answers[1], "req_0"), (&answers[3], "req_31")] {
+            assert!(matches!(answer, Err(LedgerError::Claimed(c)) if c.request_id == has_it), "{answer:?}");
+        }
+        let again = ledger.hold_claimed(&hold("req_33", payer, 10), &claim).await;
+        assert!(matches!(again, Err(LedgerError::Claimed(c)) if c.request_id == "req_31"));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+// ---- whatever comes together, against the same one after the other
+
+/// Of each wallet: ids and names are its own, so that only the order of its own operations matters.
+#[derive(Clone, Debug)]
+enum Step {
+    Hold { wallet: u8, id: u8, other_amount: bool, claim: Option<(u8, bool)> },
+    End { wallet: u8, id: u8, other_amount: bool, tokens: Option<u64>, above: bool },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let rarely = || prop::bool::weighted(0.1);
+    // Of the last wallet nobody has heard.
+    let hold = (0u8..4, 0u8..12, rarely(), prop::option::of((0u8..3, rarely())));
+    let hold =
+        hold.prop_map(|(wallet, id, other_amount, claim)| Step::Hold { wallet, id, other_amount, claim });
+    let tokens = prop::option::weighted(0.7, prop::sample::select(vec![0u64, 1, 100, 10_000]));
+    let end = (0u8..4, 0u8..12, rarely(), tokens, rarely());
+    let end = end.prop_map(|(wallet, id, other_amount, tokens, above)| Step::End {
+        wallet,
+        id,
+        other_amount,
+        tokens,
+        above,
+    });
+    prop::collection::vec(prop_oneof![hold, end], 150)
+}
+
+impl Step {
+    fn operation(&self) -> Operation {
+        let hold_of = |number: u8, id: u8, other_amount: bool| {
+            let amount = 40 + 30 * i64::from(id) + i64::from(other_amount);
+            let mut hold = hold(format!("req_{number}_{id}"), wallet(number), amount);
+            // The end of a hold is of the same key.
+            let is_keyed = number < 3 && id.is_multiple_of(2);
+            hold.api_key_id = is_keyed.then_some(i64::from(number) + 1);
+            hold
+        };
+        match *self {
+            Self::Hold { wallet, id, other_amount, claim } => {
+                let hold = hold_of(wallet, id, other_amount);
+                match claim {
+                    None => Operation::Hold(hold),
+                    Some((name, other)) => {
+                        let body: &[u8] = if other { b"other" } else { b"same" };
+                        Operation::Claimed(hold, named(&name.to_string(), body))
+                    }
+                }
+            }
+            Self::End { wallet, id, other_amount, tokens, above } => {
+                let hold = hold_of(wallet, id, other_amount);
+                let mut ending = match tokens {
+                    Some(tokens) => settled(&hold, completion(tokens)),
+                    None => Ending::released(hold.clone(), "upstream_failed"),
+                };
+                if above {
+                    ending.outcome = Outcome::Estimated;
+                    ending.charge.charged = MicroUsdc::new(hold.amount.get() + 1);
+                }
+                Operation::End(ending)
+            }
+        }
+    }
+}
+
+#[test]
+fn a_batch_comes_to_what_its_operations_come_to_one_by_one() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let config = Config {
+        cases: 12,
+        failure_persistence: None,
+        max_shrink_iters: 60,
+        max_shrink_time: 60_000,
+        ..Config::default()
+    };
+    TestRunner::new(config)
+        .run(&steps(), |steps| runtime.block_on(compare(&steps)))
+        .unwrap_or_else(|failure| panic!("{failure}"));
+}
+
+async fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
+    let operations: Vec<_> = steps.iter().map(Step::operation).collect();
+    let (alone, sqlite, postgres) = tokio::join!(Books::sqlite(), Books::sqlite(), Books::postgres());
+    for books in [&alone, &sqlite, &postgres] {
+        for number in 0..3u8 {
+            books.credit(wallet(number), 1000 + 500 * i64::from(number)).await;
+            let insert = "INSERT INTO api_keys (id, wallet, key_sha256, created_at_ms, spend_cap_micro)
+                          VALUES ($1, $2, $3, 0, 900)";
+            let key = i64::from(number) + 1;
+            let mut tx = books.db.begin().await.unwrap();
+            let args = vec![Arg::from(key), Arg::from(wallet(number)), Arg::from(format!("hash of {key}"))];
+            tx.execute(insert, args).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+    let mut expected = Vec::new();
+    let ledger = alone.ledger("a");
+    for operation in &operations {
+        expected.push(format!("{:?}", operation.run(&ledger).await));
+    }
+    let expected_rows = rows(&alone).await;
+    for books in [&sqlite, &postgres] {
+        let ledger = books.ledger("a");
+        let mut answers = Vec::new();
+        // The first few alone, then ever more together.
+        let mut rest = operations.as_slice();
+        for size in [1, 2, 5, 30, 112] {
+            let (batch, left) = rest.split_at(size);
+            answers.extend(together(&ledger, batch).await.into_iter().map(|answer| format!("{answer:?}")));
+            rest = left;
+        }
+        for (number, (answer, expected)) in answers.iter().zip(&expected).enumerate() {
+            let asked = &operations[number];
+            prop_assert_eq!(answer, expected, "{} to the {}th, {:?}", books.db.kind(), number, asked);
+        }
+        prop_assert_eq!(rows(books).await, expected_rows.clone(), "{}", books.db.kind());
+    }
+    for books in [alone, sqlite, postgres] {
+        let report = farebox::audit::run(&books.db, None).await.unwrap();
+        prop_assert!(!report.has_drift(), "{}: {}", books.db.kind(), report);
+        books.discard().await;
+    }
+    Ok(())
+}
+
+/// All that the books say.
+async fn rows(books: &Books) -> Vec<String> {
+    let mut rows = Vec::new();
+    for query in [
+        "SELECT address || ' ' || balance_micro || ' ' || locked_micro || ' ' || seq AS row FROM wallets
+         WHERE seq > 0 OR locked_micro > 0",
+        "SELECT id || ' ' || wallet || ' ' || amount_micro || ' ' || terms AS row FROM holds",
+        "SELECT id || ' ' || wallet || ' ' || outcome || ' ' || COALESCE(reason, '') || ' ' || hold_micro
+             || ' ' || charged_micro || ' ' || cost_pico || ' ' || terms AS row FROM receipts",
+        "SELECT wallet || ' ' || seq || ' ' || kind || ' ' || reference || ' ' || amount_micro || ' '
+             || balance_after_micro AS row FROM entries",
+        "SELECT wallet || ' ' || api_key_id || ' ' || request_count || ' ' || completion_tokens || ' '
+             || charged_micro || ' ' || revenue_pico AS row FROM usage_totals",
+        "SELECT api_key_id || ' ' || day || ' ' || spent_micro || ' ' || held_micro AS row FROM key_spending",
+        "SELECT wallet || ' ' || name || ' ' || request_hash || ' ' || request_id AS row FROM claims",
+    ] {
+        for row in books.db.rows(query, vec![]).await.unwrap() {
+            rows.push(row.text("row").unwrap());
+        }
+    }
+    rows.sort();
+    rows
+}
+
+// ---- what the database refuses
+
+#[tokio::test]
+async fn an_operation_that_the_database_refuses_fails_alone() {
+    both(async |books| {
+        let ledger = books.ledger("a");
+        for payer in 1..=3 {
+            books.credit(wallet(payer), 1000).await;
+        }
+        let open = hold("req_1", wallet(1), 300);
+        ledger.hold(&open).await.unwrap();
+        let answers = together(
+            &ledger,
+            &[
+                Operation::End(settled(&open, completion(100))),
+                Operation::Hold(hold("req_2", wallet(2), -1)),
+                Operation::Hold(hold("req_3", wallet(2), 100)),
+                Operation::Hold(hold("req_4", wallet(3), 100)),
+            ],
+        )
+        .await;
+        assert_eq!(*answers[0].as_ref().unwrap(), charged(72, 928, 0));
+        let refused = matches!(&answers[1], Err(LedgerError::Db(error)) if error.is_check_violation());
+        assert!(refused, "{:?}", answers[1]);
+        assert_eq!(*answers[2].as_ref().unwrap(), held(1000, 100));
+        assert_eq!(*answers[3].as_ref().unwrap(), held(1000, 100));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_error_in_mid_batch_fails_all_of_it_and_leaves_nothing_half_done() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 1000).await;
+        books.credit(wallet(2), 1000).await;
+        let open = hold("req_1", payer, 300);
+        ledger.hold(&open).await.unwrap();
+        let before = rows(books).await;
+        let operations = [
+            Operation::Hold(hold("req_2", wallet(2), 100)),
+            Operation::End(settled(&open, completion(100))),
+            Operation::Hold(hold("req_3", payer, 100)),
+        ];
+        // One of the last to be written.
+        books.sql("ALTER TABLE usage_totals RENAME TO elsewhere").await.unwrap();
+        let answers = together(&ledger, &operations).await;
+        for answer in answers {
+            assert!(matches!(&answer, Err(LedgerError::Db(error)) if error.may_pass()), "{answer:?}");
+        }
+        books.sql("ALTER TABLE elsewhere RENAME TO usage_totals").await.unwrap();
+        assert_eq!(rows(books).await, before);
+        assert!(together(&ledger, &operations).await.iter().all(Result::is_ok));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+// ---- too many, and of one wallet
+
+/// Keeps wallets' operations from being done: on PostgreSQL theirs, on SQLite all.
+async fn take(books: &Books, wallets: impl IntoIterator<Item = u8>) -> DbTx {
+    let mut tx = books.db.begin().await.unwrap();
+    for number in wallets {
+        let sql = "UPDATE wallets SET locked_micro = locked_micro WHERE address = $1";
+        tx.execute(sql, vec![Arg::from(wallet(number))]).await.unwrap();
+    }
+    tx
+}
+
+type Held = BoxFuture<'static, Result<Balance, LedgerError>>;
+
+/// Asks for holds of one micro-USDC; returns those that wait, and how many were refused at once.
+async fn ask_for(ledger: &Ledger, payer: u8, count: usize) -> (Vec<Held>, usize) {
+    let (mut waiting, mut refused) = (Vec::new(), 0);
+    for number in 0..count {
+        let (ledger, hold) = (ledger.clone(), hold(format!("req_{payer}_{number}"), wallet(payer), 1));
+        let mut held = async move { ledger.hold(&hold).await }.boxed();
+        match now(&mut held).await {
+            None => waiting.push(held),
+            Some(Err(LedgerError::Overloaded)) => refused += 1,
+            Some(other) => panic!("it was to wait or to be refused: {other:?}"),
+        }
+    }
+    (waiting, refused)
+}
+
+/// What something comes to at once, if it does.
+async fn now<T>(work: impl Future<Output = T> + Unpin) -> Option<T> {
+    tokio::time::timeout(Duration::ZERO, work).await.ok()
+}
+
+#[tokio::test]
+async fn a_wallet_with_too_many_waiting_is_refused_at_once_and_neither_its_ends_nor_others_are() {
+    both(async |books| {
+        let ledger = books.ledger("a");
+        books.credit(wallet(1), 100_000).await;
+        books.credit(wallet(2), 1000).await;
+        let open = hold("req_1", wallet(1), 300);
+        ledger.hold(&open).await.unwrap();
+        let taken = take(books, [1]).await;
+        let (waiting, refused) = ask_for(&ledger, 1, 2000).await;
+        // What is under way is no longer in the queue.
+        let expected = WAITING_HOLDS_OF_A_WALLET..=WAITING_HOLDS_OF_A_WALLET + BATCH;
+        assert!(expected.contains(&waiting.len()), "{} wait", waiting.len());
+        assert_eq!(waiting.len() + refused, 2000);
+        let ending = settled(&open, completion(100));
+        let mut end = pin!(ledger.end(&ending));
+        assert!(now(&mut end).await.is_none(), "it waits");
+        let another = hold("req_2", wallet(2), 100);
+        let mut other = pin!(ledger.hold(&another));
+        if books.is_postgres() {
+            // Only the one wallet is taken, so that others do not even wait.
+            assert_eq!(in_time("another wallet's hold", other).await.unwrap(), balance(1000, 100));
+            drop(taken);
+        } else {
+            assert!(now(&mut other).await.is_none(), "it waits");
+            drop(taken);
+            assert_eq!(in_time("another wallet's hold", other).await.unwrap(), balance(1000, 100));
+        }
+        let locked = i64::try_from(waiting.len()).unwrap();
+        for held in in_time("the holds that wait", join_all(waiting)).await {
+            held.unwrap();
+        }
+        assert_eq!(in_time("the end", end).await.unwrap().charged, MicroUsdc::new(72));
+        assert_eq!(ledger.balance(wallet(1)).await.unwrap(), balance(100_000 - 72, locked));
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn when_too_many_wait_altogether_holds_are_refused_at_once_and_ends_are_not() {
+    both(async |books| {
+        let ledger = books.ledger("a");
+        for payer in 1..=5 {
+            books.credit(wallet(payer), 100_000).await;
+        }
+        let open = hold("req_1", wallet(5), 300);
+        ledger.hold(&open).await.unwrap();
+        let taken = take(books, 1..=5).await;
+        let mut waiting = Vec::new();
+        for payer in 1..=4 {
+            waiting.extend(ask_for(&ledger, payer, 1700).await.0);
+        }
+        assert!(waiting.len() >= WAITING_HOLDS, "{} wait", waiting.len());
+        let (more, refused) = ask_for(&ledger, 5, 10).await;
+        assert_eq!((more.len(), refused), (0, 10), "there is room no more");
+        let ending = settled(&open, completion(100));
+        let mut end = pin!(ledger.end(&ending));
+        assert!(now(&mut end).await.is_none(), "it waits");
+        drop(taken);
+        assert_eq!(in_time("the end", end).await.unwrap(), charged(72, 100_000 - 72, 0));
+        for held in in_time("the holds that wait", join_all(waiting)).await {
+            held.unwrap();
+        }
+        ledger.hold(&hold("req_2", wallet(5), 300)).await.unwrap();
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_wallet_with_many_waiting_does_not_delay_another() {
+    both(async |books| {
+        let ledger = books.ledger("a");
+        books.credit(wallet(1), 1000).await;
+        books.credit(wallet(2), 1000).await;
+        let done = AtomicUsize::new(0);
+        let many = join_all((0..1000).map(async |number| {
+            ledger.hold(&hold(format!("req_{number}"), wallet(1), 1)).await.unwrap();
+            done.fetch_add(1, Ordering::Relaxed);
+        }));
+        let one = async {
+            ledger.hold(&hold("req_other", wallet(2), 1)).await.unwrap();
+            done.load(Ordering::Relaxed)
+        };
+        let (_, done_before) = tokio::join!(many, one);
+        assert!(done_before < 2 * BATCH, "{done_before} of the thousand were done before");
+    })
+    .await;
+}
+
+// ---- nodes, the disk, and the end
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_nodes_with_the_same_wallets_agree() {
+    let books = Books::postgres().await;
+    // The second has connections of its own, as another process would.
+    let elsewhere = Db::open(&books.url, Access::Serve).await.unwrap();
+    let nodes = [books.ledger("one"), Ledger::new(elsewhere.clone(), books.clock.clone(), "two".into())];
+    const WALLETS: usize = 8;
+    for payer in 1..=8 {
+        books.credit(wallet(payer), 5000).await;
+    }
+    let charged = at_once(64, |caller| {
+        let node = nodes[caller % 2].clone();
+        async move {
+            let mut charged = 0;
+            for round in 0..15 {
+                let payer = wallet(u8::try_from((caller * 7 + round * 3) % WALLETS + 1).unwrap());
+                let held = hold(format!("req_{caller}_{round}"), payer, 144);
+                match node.hold(&held).await {
+                    Ok(_) => {
+                        charged += node.end(&settled(&held, completion(100))).await.unwrap().charged.get()
+                    }
+                    Err(LedgerError::Insufficient { .. }) => {}
+                    Err(other) => panic!("{other}"),
+                }
+            }
+            charged
+        }
+    });
+    let charged: i64 = in_time("two nodes", charged).await.into_iter().sum();
+    let mut left = 0;
+    for payer in 1..=8 {
+        let payer = nodes[0].balance(wallet(payer)).await.unwrap();
+        assert_eq!(payer.locked, MicroUsdc::ZERO);
+        assert!(payer.balance.get() < 144, "there was money left, and holds were refused");
+        left += payer.balance.get();
+    }
+    assert_eq!(left + charged, 8 * 5000);
+    assert_no_drift(&books.db).await;
+    elsewhere.close().await;
+    books.discard().await;
+}
+
+#[tokio::test]
+async fn only_holds_without_a_name_do_not_wait_for_the_disk() {
+    let server = Postgres::durable().await;
+    let durable = Db::open(&server.fresh_database().await, Access::Serve).await.unwrap();
+    let books = Books::sqlite().await;
+    for db in [&books.db, &durable] {
+        let (query, column, relaxed, full) = match db.kind() {
+            "sqlite" => ("SELECT CAST(synchronous AS TEXT) AS s FROM pragma_synchronous", "s", "1", "2"),
+            _ => ("SELECT current_setting('synchronous_commit') AS s", "s", "off", "on"),
+        };
+        let setting = async |mut tx: DbTx| {
+            let row = tx.row(query, vec![]).await.unwrap().unwrap();
+            tx.commit().await.unwrap();
+            row.text(column).unwrap()
+        };
+        // In turn, on the same connections: whatever was before, each has its own.
+        for _ in 0..3 {
+            assert_eq!(setting(db.begin().await.unwrap()).await, full, "{}", db.kind());
+            assert_eq!(setting(db.begin_relaxed().await.unwrap()).await, relaxed, "{}", db.kind());
+            drop(db.begin_relaxed().await.unwrap());
+        }
+    }
+    durable.close().await;
+    books.discard().await;
+}
+
+#[tokio::test]
+async fn what_was_asked_for_is_done_though_nobody_waits() {
+    both(async |books| {
+        let ledger = books.ledger("a");
+        books.credit(wallet(1), 1000).await;
+        let held = hold("req_1", wallet(1), 300);
+        {
+            let mut asked = pin!(ledger.hold(&held));
+            assert!(now(&mut asked).await.is_none());
+        }
+        in_time("what is on its way", ledger.idle()).await;
+        assert_eq!(ledger.balance(wallet(1)).await.unwrap(), balance(1000, 300));
+        // And it goes on from there.
+        ledger.end(&settled(&held, completion(100))).await.unwrap();
+        assert_no_drift(&books.db).await;
+    })
+    .await;
+}
