@@ -17,7 +17,8 @@ const RELAYER: &str = "0x59c6995e998f97a5a0044966f0945389dc9e86dae88c7a8412f4603
 fn good() -> String {
     let mut setup = Setup::without_chain("http://127.0.0.1:9", "http://127.0.0.1:9/v1");
     setup.pay_to = address!("00000000000000000000000000000000000000aB");
-    setup.toml("127.0.0.1:8080", Path::new("/tmp"))
+    // Its files are where it is run.
+    setup.toml("127.0.0.1:8080", Path::new(""))
 }
 
 /// Runs `farebox ARGS --config FILE` on this text, with the secrets set.
