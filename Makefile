@@ -1,4 +1,4 @@
-.PHONY: build demo test torture topups lint
+.PHONY: build demo test torture topups bench-ledger lint
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -28,6 +28,11 @@ topups:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} TOPUPS_IN_SEQUENCE=50 \
 		cargo test --release --test it -- pipeline --nocapture
+
+# Holds settled a second on both databases, beside what PostgreSQL does with a transaction for each change.
+bench-ledger:
+	scripts/setup.sh test
+	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} cargo bench --bench ledger
 
 lint:
 	cargo fmt --check

@@ -43,6 +43,7 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!("farebox_above_hold_micro_total", "Micro-USDC that requests cost above their holds");
     describe_histogram!("farebox_upstream_seconds", "From sending a request to the upstream's answer's head");
     describe_histogram!("farebox_ledger_seconds", "One ledger operation, its commit included");
+    describe_counter!("farebox_ledger_commits_total", "Transactions that holds and ends went together in");
     describe_gauge!("farebox_open_holds", "Holds that have not ended");
     describe_gauge!("farebox_locked_micro", "Micro-USDC locked by open holds");
     describe_gauge!("farebox_payments", "Payments in the journal, by state");

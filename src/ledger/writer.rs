@@ -17,8 +17,9 @@ use crate::ledger::batch::store::{self, Loaded};
 use crate::ledger::{Ended, LedgerError};
 use crate::tasks::Tasks;
 
-/// Operations in one transaction. More hardly make each of them cheaper, and make all wait longer.
-const BATCH: usize = 512;
+/// Operations in one transaction. More hardly make each of them cheaper and all wait longer; and with fewer
+/// than there are callers the next batch fills while one is under way.
+const BATCH: usize = 256;
 /// Holds that wait at most. They are a second's work or so: who would wait longer is told at once …
 const WAITING_HOLDS: usize = 4096;
 /// … and of one wallet, so that there is room for the others'.

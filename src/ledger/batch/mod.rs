@@ -82,7 +82,7 @@ struct Request<'a> {
 /// A hold that has not ended.
 enum Open<'a> {
     /// Its row is there. `whole` is read only where the same hold is asked for again.
-    Kept { wallet: Wallet, amount: MicroUsdc, whole: Option<Hold> },
+    Kept { wallet: Wallet, amount: MicroUsdc, whole: Option<Box<Hold>> },
     /// By this batch, so that its row is still to be written.
     Made(&'a Hold),
 }
@@ -90,7 +90,7 @@ enum Open<'a> {
 impl Open<'_> {
     fn is(&self, hold: &Hold) -> bool {
         match self {
-            Self::Kept { whole, .. } => whole.as_ref() == Some(hold),
+            Self::Kept { whole, .. } => whole.as_deref() == Some(hold),
             Self::Made(made) => *made == hold,
         }
     }
@@ -308,7 +308,8 @@ impl<'a> Page<'a> {
             let day = hold.created_at.utc_day();
             let is_there = |day| self.spending.get(&(key, day)).is_some_and(|kept| kept.is_there);
             // What was lost took these with it.
-            if !was_lost && !(is_there(ALL_DAYS) && is_there(day)) {
+            let has_rows = is_there(ALL_DAYS) && is_there(day);
+            if !was_lost && !has_rows {
                 return Err(DbError::Corrupt(format!("no spending of key {key} on day {day}")).into());
             }
             let freed = MicroUsdc::ZERO.checked_sub(unlock).ok_or_else(out_of_range)?;

@@ -142,7 +142,7 @@ const KEEP_CLAIMS: SetWise = set_wise!(
 
 /// What was found: the rows, or that the wallets of some ends have none yet.
 pub enum Loaded<'a> {
-    Page(Page<'a>),
+    Page(Box<Page<'a>>),
     NoWallets(BTreeSet<Wallet>),
 }
 
@@ -179,7 +179,7 @@ pub async fn load<'a>(tx: &mut DbTx, operations: &[&'a Operation]) -> Result<Loa
             if let Some(Open::Kept { whole, .. }) =
                 page.requests.get_mut(hold.id.as_str()).and_then(|request| request.open.as_mut())
             {
-                *whole = Some(hold);
+                *whole = Some(Box::new(hold));
             }
         }
     }
@@ -193,7 +193,7 @@ pub async fn load<'a>(tx: &mut DbTx, operations: &[&'a Operation]) -> Result<Loa
     }
     find_claims(tx, &mut page).await?;
     find_spending(tx, &mut page, operations).await?;
-    Ok(Loaded::Page(page))
+    Ok(Loaded::Page(Box::new(page)))
 }
 
 async fn find_claims(tx: &mut DbTx, page: &mut Page<'_>) -> Result<(), DbError> {
