@@ -1,4 +1,4 @@
-.PHONY: build demo test torture topups bench-ledger lint
+.PHONY: build demo test torture topups lint bench bench-latency bench-streams bench-ledger
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -37,3 +37,13 @@ bench-ledger:
 lint:
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
+
+# What Farebox costs beside nginx and a plain pass-through: docs/PERFORMANCE.md says what the figures mean.
+bench:
+	scripts/bench.sh throughput
+
+bench-latency:
+	scripts/bench.sh latency
+
+bench-streams:
+	scripts/bench.sh streams

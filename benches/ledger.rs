@@ -8,7 +8,7 @@
 #[expect(dead_code, clippy::unwrap_used, reason = "the tests' own; they use the rest")]
 #[path = "../tests/support/books.rs"]
 mod books;
-#[expect(dead_code, reason = "the tests use the rest")]
+#[expect(dead_code, clippy::unwrap_used, reason = "the tests' own; they use the rest")]
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
 

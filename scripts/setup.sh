@@ -2,7 +2,8 @@
 # Installs what the demo or the tests need beyond Rust, Node and Python; does nothing twice.
 #
 #   scripts/setup.sh demo    the npm packages of tests/clients: a chain, its USDC, a model server, the clients
-#   scripts/setup.sh test    those, the Python clients, PostgreSQL, sqlite3, and a chain's state to start tests from
+#   scripts/setup.sh bench   those, nginx, wrk and PostgreSQL
+#   scripts/setup.sh test    those of the demo, the Python clients, PostgreSQL, sqlite3, and a chain's state to start tests from
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,7 +18,11 @@ main() {
       python_packages
       programs_for_tests
       ;;
-    *) fail "say what for: demo or test" ;;
+    bench)
+      npm_packages
+      programs_for_benchmarks
+      ;;
+    *) fail "say what for: demo, bench or test" ;;
   esac
 }
 
@@ -63,7 +68,18 @@ programs_for_tests() {
   command -v sqlite3 >/dev/null || install sqlite3
   # A page that uses the gateway is opened in it.
   command -v chromium >/dev/null || install chromium
-  # The tests start servers of their own: they need the binaries, not the service.
+  postgresql
+}
+
+programs_for_benchmarks() {
+  command -v wrk >/dev/null || install wrk
+  # The binary is where an ordinary user's PATH does not lead.
+  PATH=$PATH:/usr/sbin command -v nginx >/dev/null || install nginx-light
+  postgresql
+}
+
+postgresql() {
+  # Tests and benchmarks start servers of their own: they need the binaries, not the service.
   compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null || install postgresql
 }
 

@@ -100,6 +100,7 @@ async fn serve(path: &Path) -> Result<(), Failure> {
         address => Some(listen(address).await?),
     };
     let app = App::start(config, Clock::System).await?;
+    app.tasks.spawn_service(telemetry::keep_up(metrics.clone()));
     if let Some(listener) = metrics_listener {
         app.tasks.spawn_service(http::serve(listener, http::metrics_router(metrics), app.tasks.clone()));
     }

@@ -1,6 +1,10 @@
 //! Logs and metrics: what an operator sees of a running gateway. No secret is in either.
 
-use metrics::{describe_counter, describe_gauge, describe_histogram};
+use std::collections::HashMap;
+use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
+
+use metrics::{Counter, Histogram, describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
 
@@ -50,6 +54,37 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!("farebox_relayer_gas_gwei", "What the relayer has left for gas, in gwei");
     describe_gauge!("farebox_chain_up", "1 while the chain answers and its token is checked");
     Ok(handle)
+}
+
+/// How often what histograms have been told is summed up. Until then each of it is remembered by itself.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// Keeps the memory of the recorder bounded, also where nobody reads it.
+pub async fn keep_up(metrics: PrometheusHandle) {
+    loop {
+        tokio::time::sleep(UPKEEP).await;
+        metrics.run_upkeep();
+    }
+}
+
+/// Method, route and status.
+type Kind = (&'static str, &'static str, u16);
+type OfRequests = (Counter, Histogram);
+
+/// Counters of requests, each looked up by its labels once. These are words of this program, so there is a
+/// bounded number of them.
+static REQUESTS: LazyLock<Mutex<HashMap<Kind, OfRequests>>> = LazyLock::new(Mutex::default);
+
+/// Counts a request that was answered. Only once the recorder is installed is it heard of.
+pub fn count_request(method: &'static str, route: &'static str, status: u16, elapsed: Duration) {
+    let mut known = REQUESTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let (requests, seconds) = known.entry((method, route, status)).or_insert_with(|| {
+        let labels = [("method", method.into()), ("route", route.into()), ("status", status.to_string())];
+        let seconds = metrics::histogram!("farebox_http_request_seconds", "route" => route);
+        (metrics::counter!("farebox_http_requests_total", &labels), seconds)
+    });
+    requests.increment(1);
+    seconds.record(elapsed);
 }
 
 #[derive(Debug, thiserror::Error)]

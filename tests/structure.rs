@@ -83,6 +83,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "pricing",
             "providers",
             "tasks",
+            "telemetry",
         ],
     ),
 ];

@@ -1,8 +1,11 @@
 //! API keys: made by a signed-in wallet, shown once, kept as a hash.
 
+use std::time::Instant;
+
 use secrecy::{ExposeSecret as _, SecretString};
 use sha2::{Digest as _, Sha256};
 
+use crate::auth::cache::KeyCache;
 use crate::auth::{KeyLimits, LimitChanges, Principal, store};
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError, DbTx};
@@ -48,11 +51,12 @@ pub struct Keys {
     entropy: Entropy,
     /// 0: no limit.
     per_wallet: u32,
+    cache: KeyCache,
 }
 
 impl Keys {
     pub fn new(db: Db, clock: Clock, entropy: Entropy, per_wallet: u32) -> Self {
-        Self { db, clock, entropy, per_wallet }
+        Self { db, clock, entropy, per_wallet, cache: KeyCache::default() }
     }
 
     /// Makes a key. It is returned here and can be learnt nowhere else.
@@ -116,7 +120,7 @@ impl Keys {
         }
         let key = ApiKey { limits, ..key };
         store::set_limits(&mut tx, &key).await?;
-        tx.commit().await?;
+        self.commit(tx, id).await?;
         Ok(Some(key))
     }
 
@@ -129,7 +133,7 @@ impl Keys {
         }
         let secret = self.draw();
         store::set_secret(&mut tx, id, &sha256_hex(&secret)).await?;
-        tx.commit().await?;
+        self.commit(tx, id).await?;
         Ok(Some((key, SecretString::from(secret))))
     }
 
@@ -147,8 +151,16 @@ impl Keys {
     pub async fn revoke(&self, wallet: Wallet, id: i64) -> Result<bool, KeyError> {
         let mut tx = self.db.begin().await?;
         let found = store::revoke_key(&mut tx, wallet, id, self.clock.now()).await?;
-        tx.commit().await?;
+        self.commit(tx, id).await?;
         Ok(found)
+    }
+
+    /// Commits what changes a key. From then on this node knows the key as it has become, and other nodes
+    /// within a second.
+    async fn commit(&self, tx: DbTx, id: i64) -> Result<(), KeyError> {
+        // Also where this fails, or is not waited for: nobody knows then whether the change came through.
+        let _forgotten = self.cache.forget_after(id);
+        Ok(tx.commit().await?)
     }
 
     /// The principal a key stands for; `None` for one that is unknown or revoked. One that has expired
@@ -160,10 +172,20 @@ impl Keys {
         if !is_well_formed(key) {
             return Ok(None);
         }
-        let principal = store::live_key(&self.db, &sha256_hex(key)).await?;
-        match principal.as_ref().and_then(|principal| principal.key_limits.expires_at) {
+        let hash: [u8; 32] = Sha256::digest(key.as_bytes()).into();
+        let now = Instant::now();
+        let principal = match self.cache.find(&hash, now) {
+            Ok(principal) => principal,
+            Err(before) => {
+                let read = store::live_key(&self.db, &hex::encode(hash)).await?;
+                let Some(principal) = read else { return Ok(None) };
+                self.cache.remember(before, hash, &principal, now);
+                principal
+            }
+        };
+        match principal.key_limits.expires_at {
             Some(at) if at <= self.clock.now() => Err(KeyError::Expired(at)),
-            _ => Ok(principal),
+            _ => Ok(Some(principal)),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Who a request acts for: sign-in with a wallet (EIP-4361, x402's Sign-In-With-X), the sessions that
 //! begin so, and the API keys a wallet makes.
 
+mod cache;
 pub mod keys;
 mod limits;
 pub mod nonce;

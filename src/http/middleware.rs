@@ -1,5 +1,7 @@
 //! What happens around every request: its id, one line in the log, counters, CORS, cache headers.
 
+use std::collections::HashSet;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use axum::Router;
@@ -16,15 +18,28 @@ use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 use crate::app::App;
 use crate::http::extract::{self, RequestId};
 use crate::http::leftover::Leftover;
-use crate::http::{limits, names};
+use crate::http::{limits, names, route_table};
+use crate::telemetry;
 
 /// How long a browser may remember a preflight's answer.
 const PREFLIGHT_SECONDS: u64 = 7200;
 
 const METHODS: [Method; 4] = [Method::GET, Method::POST, Method::DELETE, Method::PATCH];
 
-fn served(method: &Method) -> bool {
-    METHODS.contains(method) || *method == Method::HEAD
+/// The paths of the routes, which last as long as the program: what is counted by them need not copy them.
+static ROUTES: LazyLock<HashSet<&'static str>> =
+    LazyLock::new(|| route_table().into_iter().map(|(_, path, _)| path).collect());
+
+/// Any word is a method; only those we serve are worth a series of their own.
+fn served(method: &Method) -> &'static str {
+    match *method {
+        Method::GET => "GET",
+        Method::HEAD => "HEAD",
+        Method::POST => "POST",
+        Method::DELETE => "DELETE",
+        Method::PATCH => "PATCH",
+        _ => "other",
+    }
 }
 
 /// What a browser's script may read of every answer.
@@ -70,10 +85,10 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let id = app.entropy.request_id();
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let route = route.unwrap_or_else(|| "unknown".into());
+    let route = request.extensions().get::<MatchedPath>().and_then(|path| ROUTES.get(path.as_str()).copied());
+    let route = route.unwrap_or("unknown");
     // Only a signed message in the query makes a URL a secret.
-    let signed_url = extract::is_signed(request.uri());
+    let signed_url = request.uri().query().is_some() && extract::is_signed(request.uri());
 
     let leftover = Leftover::new(std::mem::take(request.body_mut()));
     *request.body_mut() = Body::new(leftover.clone());
@@ -97,14 +112,7 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
         response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     let elapsed = started.elapsed();
-    let labels = [
-        // Any word is a method; only those we serve are worth a series of their own.
-        ("method", if served(&method) { method.as_str().to_owned() } else { "other".into() }),
-        ("route", route.clone()),
-        ("status", status.as_u16().to_string()),
-    ];
-    metrics::counter!("farebox_http_requests_total", &labels).increment(1);
-    metrics::histogram!("farebox_http_request_seconds", "route" => route.clone()).record(elapsed);
+    telemetry::count_request(served(&method), route, status.as_u16(), elapsed);
     // The route and not the path: paths hold wallets, queries hold signatures.
     tracing::info!(
         request = %id, %method, route, status = status.as_u16(),

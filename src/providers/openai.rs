@@ -1,10 +1,12 @@
 //! Upstreams that speak the OpenAI API, as most do.
 
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use metrics::Histogram;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode};
+use reqwest::{Client, Response, StatusCode, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
@@ -23,8 +25,12 @@ const MAX_MESSAGE_CHARS: usize = 1000;
 pub struct OpenAi {
     name: String,
     client: Client,
-    chat_url: String,
+    chat_url: Url,
     api_key: Option<SecretString>,
+    /// What goes with every request; `None` if the key is nothing that a header may hold.
+    headers: Option<HeaderMap>,
+    /// Looked up by its labels once.
+    upstream_seconds: Arc<OnceLock<Histogram>>,
     first_byte_timeout: Duration,
     idle_timeout: Duration,
 }
@@ -38,10 +44,14 @@ pub struct AnswerStream {
 
 impl OpenAi {
     pub fn new(client: Client, config: &config::Provider) -> Self {
+        let mut chat_url = config.base_url.clone();
+        chat_url.set_path(&format!("{}/chat/completions", config.base_url.path().trim_end_matches('/')));
         Self {
             name: config.name.clone(),
             client,
-            chat_url: format!("{}/chat/completions", config.base_url.as_str().trim_end_matches('/')),
+            chat_url,
+            headers: headers(config.api_key.as_ref()),
+            upstream_seconds: Arc::default(),
             api_key: config.api_key.clone(),
             first_byte_timeout: config.first_byte_timeout,
             idle_timeout: config.idle_timeout,
@@ -70,19 +80,14 @@ impl OpenAi {
     }
 
     async fn send(&self, body: Bytes) -> Result<AnswerStream, UpstreamError> {
-        let mut headers = HeaderMap::new();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        if let Some(key) = &self.api_key {
-            let bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret()));
-            let mut bearer = bearer.map_err(|_| UpstreamError::Unreachable)?;
-            bearer.set_sensitive(true);
-            headers.insert(AUTHORIZATION, bearer);
-        }
-        let request = self.client.post(&self.chat_url).headers(headers).body(body).send();
+        let headers = self.headers.clone().ok_or(UpstreamError::Unreachable)?;
+        let request = self.client.post(self.chat_url.clone()).headers(headers).body(body).send();
         let sent = Instant::now();
         let response = tokio::time::timeout(self.first_byte_timeout, request).await;
-        metrics::histogram!("farebox_upstream_seconds", "provider" => self.name.clone())
-            .record(sent.elapsed());
+        let seconds = self
+            .upstream_seconds
+            .get_or_init(|| metrics::histogram!("farebox_upstream_seconds", "provider" => self.name.clone()));
+        seconds.record(sent.elapsed());
         let response = match response {
             Err(_) => return Err(UpstreamError::Silent),
             Ok(Err(error)) => return Err(transport_error(&error)),
@@ -136,6 +141,17 @@ impl AnswerStream {
             Ok(Ok(piece)) => Ok(piece),
         }
     }
+}
+
+fn headers(api_key: Option<&SecretString>) -> Option<HeaderMap> {
+    let mut headers = HeaderMap::new();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(key) = api_key {
+        let mut bearer = HeaderValue::try_from(format!("Bearer {}", key.expose_secret())).ok()?;
+        bearer.set_sensitive(true);
+        headers.insert(AUTHORIZATION, bearer);
+    }
+    Some(headers)
 }
 
 fn transport_error(error: &reqwest::Error) -> UpstreamError {
