@@ -5,10 +5,16 @@
 //! `make bench-ledger`. `BENCH_SECONDS` says how long each figure is measured for, and `BENCH_ONLY` which:
 //! `BENCH_ONLY="postgres, one wallet, 512"`.
 
-#[expect(dead_code, clippy::unwrap_used, reason = "the tests' own; they use the rest")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "it ends with its process, or says why not"
+)]
+
+#[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/books.rs"]
 mod books;
-#[expect(dead_code, clippy::unwrap_used, reason = "the tests' own; they use the rest")]
+#[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/postgres.rs"]
 mod postgres;
 
