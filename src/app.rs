@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::db::{Access, Db, DbError};
 use crate::id::Entropy;
 use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
-use crate::limits::Limits;
+use crate::limits::{EXCHANGE_EVERY, Exchange, Limits};
 use crate::metering::Metering;
 use crate::payments::{ChainHealth, Payments};
 use crate::providers::Providers;
@@ -138,6 +138,23 @@ impl App {
                 tokio::time::sleep(LEASE_RENEWAL).await;
             }
         });
+        // Where only one process can serve, there is nobody to tell.
+        if !self.db.is_exclusive() {
+            let mut exchange = Exchange::new(
+                self.limits.clone(),
+                self.db.clone(),
+                self.clock.clone(),
+                self.ledger.node().to_owned(),
+            );
+            self.tasks.spawn_service(async move {
+                loop {
+                    if let Err(error) = exchange.round().await {
+                        tracing::warn!(%error, "telling other nodes of requests failed; it is tried again");
+                    }
+                    tokio::time::sleep(EXCHANGE_EVERY).await;
+                }
+            });
+        }
         let app = self.clone();
         self.tasks.spawn_service(async move {
             loop {

@@ -551,6 +551,7 @@ fn migrator(driver: Driver) -> Migrator {
         (6, "key limits", include_str!("../migrations/0006_key_limits.sql")),
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
         (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
+        (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
     ];
     let own = match driver {
         Driver::Sqlite => [

@@ -2,8 +2,10 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use farebox::db::{Access, Db};
 use serde_json::{Value, json};
 
 use crate::support::chain::TestChain;
@@ -254,4 +256,40 @@ async fn a_gateway_outlives_its_database() {
     assert_eq!(gateway.balance(&payer).await.balance, micro("2"));
     gateway.audit();
     assert!(!gateway.has_ended());
+}
+
+#[tokio::test]
+async fn a_limit_holds_for_all_nodes_together() {
+    const LIMIT: usize = 300;
+    let rates = format!(
+        "requests_per_minute = 0\nrequests_per_day = 0\nunauthenticated_per_minute = {LIMIT}\n\
+         failed_payments_per_minute = 0"
+    );
+    let setup = Setup { rates, database_url: Some(fresh_database().await), ..Setup::usual() };
+    let one = Gateway::start_with(setup.clone()).await;
+    let other = Gateway::start_with(setup).await;
+    let call =
+        async |node: &Gateway| node.post("/v1/chat/completions").json(&ask("Hello")).send().await.status;
+    for _ in 0..LIMIT {
+        assert_eq!(call(&one).await, 402);
+    }
+    assert_eq!(call(&one).await, 429);
+    // The other has let nothing through so far, and would let through as many by itself.
+    let let_through = AtomicUsize::new(0);
+    eventually("the other node has heard of it", async || match call(&other).await {
+        429 => Some(()),
+        status => {
+            assert_eq!(status, 402);
+            let_through.fetch_add(1, Ordering::Relaxed);
+            None
+        }
+    })
+    .await;
+    assert!(let_through.load(Ordering::Relaxed) < LIMIT, "{let_through:?}");
+    let told = "SELECT CAST(COUNT(DISTINCT node) AS BIGINT) AS n FROM limit_rounds";
+    eventually("both have told", async || {
+        let db = Db::open(one.setup.database_url.as_ref().unwrap(), Access::Inspect).await.unwrap();
+        (db.row(told, vec![]).await.unwrap().unwrap().int("n").unwrap() == 2).then_some(())
+    })
+    .await;
 }

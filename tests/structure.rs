@@ -18,7 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Pure: no clock, no database, no network.
     ("pricing", &["money"]),
     ("formats", &["money", "pricing"]),
-    ("limits", &["clock", "id"]),
+    ("limits", &["clock", "id", "db"]),
     ("config", &["money", "id", "pricing", "limits"]),
     ("claims", &["clock", "id", "db"]),
     ("ledger", &["money", "clock", "id", "tasks", "db", "pricing", "claims"]),

@@ -231,6 +231,11 @@ impl Ledger {
         Self { db, clock, node, lease: Arc::default(), writer }
     }
 
+    /// The name of this process among those that share the database.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
     /// another under its id is a conflict.
     pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {

@@ -1,12 +1,16 @@
 //! How often and how much at once: limits per wallet, per key and, where nobody has said yet who
 //! they are, per address.
 //!
-//! The counters are this process's own and start empty with it. So N nodes together let through up
-//! to N times a limit, and a restart forgets. What a key may spend is not counted here: the ledger
-//! holds that, in the database, for all nodes together.
+//! The counters are in memory and start empty. Nodes of one database tell each other what they count
+//! ([`Exchange`]), so that a limit holds for all of them together, but for the last two seconds or so.
+//! What a key may spend is not counted here: the ledger holds that, in the database.
 
 mod address;
+mod exchange;
+mod store;
 mod window;
+
+pub use exchange::{EVERY as EXCHANGE_EVERY, Exchange};
 
 pub use address::{Network, NotANetwork, client_address};
 
@@ -55,7 +59,7 @@ pub enum LimitError {
     FailedPayments { retry_after_s: i64 },
 }
 
-/// Whom something is counted for.
+/// Whom something is counted for. As text, `kind:whom`.
 #[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 enum Subject {
     WalletByMinute(Wallet),
@@ -64,6 +68,48 @@ enum Subject {
     Address(IpAddr),
     FailingAddress(IpAddr),
     FailingPayer(Wallet),
+}
+
+impl Subject {
+    fn span(self) -> Span {
+        if matches!(self, Self::WalletByDay(_)) { Span::DAY } else { Span::MINUTE }
+    }
+
+    fn is_stranger(self) -> bool {
+        matches!(self, Self::Address(_) | Self::FailingAddress(_) | Self::FailingPayer(_))
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::WalletByMinute(wallet) => write!(f, "minute:{}", wallet.key()),
+            Self::WalletByDay(wallet) => write!(f, "day:{}", wallet.key()),
+            Self::Key(id) => write!(f, "key:{id}"),
+            Self::Address(address) => write!(f, "address:{address}"),
+            Self::FailingAddress(address) => write!(f, "failing-address:{address}"),
+            Self::FailingPayer(wallet) => write!(f, "failing-payer:{}", wallet.key()),
+        }
+    }
+}
+
+impl std::str::FromStr for Subject {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (kind, whom) = text.split_once(':').ok_or(())?;
+        let wallet = || whom.parse().map_err(|_| ());
+        let address = || whom.parse().map_err(|_| ());
+        match kind {
+            "minute" => wallet().map(Self::WalletByMinute),
+            "day" => wallet().map(Self::WalletByDay),
+            "key" => whom.parse().map(Self::Key).map_err(|_| ()),
+            "address" => address().map(Self::Address),
+            "failing-address" => address().map(Self::FailingAddress),
+            "failing-payer" => wallet().map(Self::FailingPayer),
+            _ => Err(()),
+        }
+    }
 }
 
 /// One limit that a request must stay within.
@@ -122,6 +168,30 @@ impl Limits {
         unpoisoned(&self.0.strangers).take(&bounds, self.0.clock.now())
     }
 
+    /// What was counted here and nobody else knows of yet, of so many at most.
+    fn take_fresh(&self, most: usize) -> Vec<(Subject, u32)> {
+        let mut fresh = unpoisoned(&self.0.callers).take_fresh(most);
+        fresh.extend(unpoisoned(&self.0.strangers).take_fresh(most - fresh.len()));
+        fresh
+    }
+
+    /// Takes back what could not be told.
+    fn give_back_fresh(&self, fresh: Vec<(Subject, u32)>) {
+        for (subject, count) in fresh {
+            let counters = if subject.is_stranger() { &self.0.strangers } else { &self.0.callers };
+            unpoisoned(counters).give_back_fresh(subject, count);
+        }
+    }
+
+    /// Counts what has come to other nodes.
+    fn count_elsewhere(&self, counts: impl IntoIterator<Item = (Subject, u32)>) {
+        let now = self.0.clock.now();
+        for (subject, count) in counts {
+            let counters = if subject.is_stranger() { &self.0.strangers } else { &self.0.callers };
+            unpoisoned(counters).add(subject, now, count);
+        }
+    }
+
     /// Takes a place among a wallet's requests under way, to be kept for as long as it is.
     pub fn place(&self, wallet: Wallet) -> Result<Place, LimitError> {
         let limit = self.0.rates.concurrent_requests;
@@ -163,8 +233,8 @@ impl Limits {
         }
         let now = self.0.clock.now();
         let mut strangers = unpoisoned(&self.0.strangers);
-        strangers.add(Subject::FailingAddress(address::counted_as_one(address)), Span::MINUTE, now);
-        strangers.add(Subject::FailingPayer(payer), Span::MINUTE, now);
+        strangers.count_one(Subject::FailingAddress(address::counted_as_one(address)), now);
+        strangers.count_one(Subject::FailingPayer(payer), now);
     }
 }
 
@@ -191,6 +261,8 @@ struct Counters(HashMap<Subject, Counter>);
 struct Counter {
     window: Window,
     used_at_ms: i64,
+    /// Counted here, and not told to others yet.
+    fresh: u32,
 }
 
 impl Counters {
@@ -213,7 +285,7 @@ impl Counters {
         }
         let mut nearest: Option<Standing> = None;
         for bound in bounds.iter().filter(|bound| bound.limit > 0) {
-            self.add(bound.subject, bound.span, now);
+            self.count_one(bound.subject, now);
             let standing = self.standing(bound, now);
             if nearest.is_none_or(|nearest| standing.remaining < nearest.remaining) {
                 nearest = Some(standing);
@@ -239,16 +311,32 @@ impl Counters {
         wait_ms.saturating_add(999).div_euclid(1000).max(1)
     }
 
-    fn add(&mut self, subject: Subject, span: Span, now: Timestamp) {
+    /// Counts one event that has come here.
+    fn count_one(&mut self, subject: Subject, now: Timestamp) {
+        let counter = self.add(subject, now, 1);
+        counter.fresh = counter.fresh.saturating_add(1);
+    }
+
+    fn add(&mut self, subject: Subject, now: Timestamp, times: u32) -> &mut Counter {
         if self.0.len() >= MAX_COUNTERS && !self.0.contains_key(&subject) {
             self.make_room(now);
         }
-        let counter = self
-            .0
-            .entry(subject)
-            .or_insert_with(|| Counter { window: Window::new(span), used_at_ms: now.millis() });
-        counter.window.add(now.millis());
+        let new = || Counter { window: Window::new(subject.span()), used_at_ms: 0, fresh: 0 };
+        let counter = self.0.entry(subject).or_insert_with(new);
+        counter.window.add(now.millis(), times);
         counter.used_at_ms = now.millis();
+        counter
+    }
+
+    fn take_fresh(&mut self, most: usize) -> Vec<(Subject, u32)> {
+        let fresh = self.0.iter_mut().filter(|(_, counter)| counter.fresh > 0).take(most);
+        fresh.map(|(subject, counter)| (*subject, std::mem::take(&mut counter.fresh))).collect()
+    }
+
+    fn give_back_fresh(&mut self, subject: Subject, count: u32) {
+        if let Some(counter) = self.0.get_mut(&subject) {
+            counter.fresh = counter.fresh.saturating_add(count);
+        }
     }
 
     /// Forgets what has run out and, if that is not half of all, what was used the longest ago. Half
@@ -423,5 +511,46 @@ mod tests {
         let mut bytes = [0; 20];
         bytes[..8].copy_from_slice(&(MAX_COUNTERS - 1).to_be_bytes());
         retry_after(limits.request(Wallet(bytes.into()), None));
+    }
+
+    #[test]
+    fn a_subject_is_what_its_text_says() {
+        for subject in [
+            Subject::WalletByMinute(wallet(1)),
+            Subject::WalletByDay(wallet(2)),
+            Subject::Key(7),
+            Subject::Address(ip("2001:db8::1")),
+            Subject::FailingAddress(ip("10.0.0.1")),
+            Subject::FailingPayer(wallet(3)),
+        ] {
+            assert_eq!(subject.to_string().parse(), Ok(subject));
+        }
+        for text in ["", "minute", "minute:1", "key:x", "other:1"] {
+            assert_eq!(text.parse::<Subject>(), Err(()), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_came_elsewhere_counts_and_is_not_told_again() {
+        let rates = Rates { requests_per_minute: 5, unauthenticated_per_minute: 1, ..Rates::default() };
+        let (here, clock) = limits(rates);
+        let there = Limits::new(rates, clock.clone());
+        for _ in 0..3 {
+            here.request(wallet(1), None).unwrap();
+        }
+        here.unauthenticated(ip("10.0.0.1")).unwrap();
+        let told = here.take_fresh(10);
+        assert!(here.take_fresh(10).is_empty());
+        there.count_elsewhere(told.iter().copied());
+        assert!(there.take_fresh(10).is_empty(), "nobody tells what others have told");
+        assert_eq!(there.request(wallet(1), None).unwrap().unwrap().remaining, 1);
+        there.request(wallet(1), None).unwrap();
+        assert_eq!(retry_after(there.request(wallet(1), None)), 60);
+        assert!(there.unauthenticated(ip("10.0.0.1")).is_err());
+        // What could not be told is told later, with what came meanwhile.
+        here.request(wallet(1), None).unwrap();
+        here.give_back_fresh(told);
+        assert_eq!(here.take_fresh(1).len(), 1);
+        assert_eq!(here.take_fresh(10).len(), 1);
     }
 }

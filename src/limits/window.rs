@@ -43,14 +43,14 @@ impl Window {
         self.total
     }
 
-    pub fn add(&mut self, now_ms: i64) {
+    pub fn add(&mut self, now_ms: i64, times: u32) {
         // A clock that was set back does not bring an earlier slot after a later one.
         let slot = self.slots.back().map_or(i64::MIN, |last| last.0).max(self.slot(now_ms));
         match self.slots.back_mut() {
-            Some((last, count)) if *last == slot => *count = count.saturating_add(1),
-            _ => self.slots.push_back((slot, 1)),
+            Some((last, count)) if *last == slot => *count = count.saturating_add(times),
+            _ => self.slots.push_back((slot, times)),
         }
-        self.total = self.total.saturating_add(1);
+        self.total = self.total.saturating_add(times);
     }
 
     /// When fewer than `limit` will be within the window, if nothing more happens.
@@ -89,7 +89,7 @@ mod tests {
     fn a_window_slides() {
         let mut window = Window::new(Span::MINUTE);
         for second in 0..60 {
-            window.add(NOW + second * 1000);
+            window.add(NOW + second * 1000, 1);
         }
         assert_eq!(window.count(NOW + 59_999), 60);
         // Each leaves a minute after it came, one by one; no border brings all of them back.
@@ -104,9 +104,9 @@ mod tests {
     fn it_says_when_there_is_room() {
         let mut window = Window::new(Span::MINUTE);
         assert_eq!(window.has_room_at_ms(1), i64::MIN);
-        window.add(NOW);
-        window.add(NOW + 10_000);
-        window.add(NOW + 20_000);
+        window.add(NOW, 1);
+        window.add(NOW + 10_000, 1);
+        window.add(NOW + 20_000, 1);
         assert_eq!(window.has_room_at_ms(3), NOW + 60_000);
         assert_eq!(window.has_room_at_ms(2), NOW + 70_000);
         assert_eq!(window.has_room_at_ms(1), NOW + 80_000);
@@ -116,8 +116,8 @@ mod tests {
     #[test]
     fn a_clock_set_back_loses_nothing() {
         let mut window = Window::new(Span::DAY);
-        window.add(NOW);
-        window.add(NOW - 3_600_000);
+        window.add(NOW, 1);
+        window.add(NOW - 3_600_000, 1);
         assert_eq!(window.count(NOW - 3_600_000), 2);
         assert_eq!(window.count(NOW + 86_399_000), 2);
         assert_eq!(window.count(NOW + 86_400_000), 0);
@@ -128,7 +128,7 @@ mod tests {
         let mut window = Window::new(Span::MINUTE);
         for ms in 0..200_000 {
             window.count(NOW + ms);
-            window.add(NOW + ms);
+            window.add(NOW + ms, 1);
         }
         assert!(window.slots.len() <= 240, "{}", window.slots.len());
         assert!((59_750..=60_000).contains(&window.total), "{}", window.total);
