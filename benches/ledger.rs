@@ -5,6 +5,8 @@
 //! `make bench-ledger`. `BENCH_SECONDS` says how long each figure is measured for, and `BENCH_ONLY` which:
 //! `BENCH_ONLY="postgres, one wallet, 512"`.
 
+#![expect(clippy::unwrap_used, reason = "where something is missing there is nothing to measure")]
+
 #[expect(dead_code, reason = "the tests use the rest")]
 #[path = "../tests/support/books.rs"]
 mod books;
@@ -29,6 +31,7 @@ use farebox::id::{Entropy, Wallet};
 use farebox::ledger::{Ending, Hold, Ledger, Outcome};
 use farebox::money::MicroUsdc;
 use farebox::pricing::Usage;
+use farebox::tasks::Tasks;
 
 use postgres::Postgres;
 
@@ -174,12 +177,12 @@ async fn prepare(db: &Db, ledger: &Ledger) {
 async fn measure(ledger: &Ledger, load: Load, callers: usize, round: Duration) -> Measured {
     let (is_over, failed, next) =
         (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let began = Instant::now();
+    let (runner, began) = (Tasks::default(), Instant::now());
     let tasks: Vec<_> = (0..callers)
         .map(|_| {
             let (ledger, is_over, failed, next) =
                 (ledger.clone(), is_over.clone(), failed.clone(), next.clone());
-            tokio::spawn(async move {
+            runner.spawn(async move {
                 let mut times = Vec::new();
                 while !is_over.load(Ordering::Relaxed) {
                     let number = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap() % WALLETS;
