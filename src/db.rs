@@ -204,14 +204,25 @@ impl Db {
         self.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE", "BEGIN").await
     }
 
-    /// A transaction whose commit does not wait for the disk. A power cut may take it, and then takes all
-    /// that were committed after it as well, up to one that did wait.
-    pub async fn begin_relaxed(&self) -> Result<DbTx, DbError> {
-        self.begin_with(
-            "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
-            "BEGIN; SET LOCAL synchronous_commit = off",
-        )
-        .await
+    /// A transaction for [`SetWise`] statements. If it need not last, its commit does not wait for the disk:
+    /// a power cut may take it, and then takes all that were committed after it as well, up to one that did
+    /// wait.
+    pub async fn begin_batch(&self, must_last: bool) -> Result<DbTx, DbError> {
+        // PostgreSQL plans these statements for good when a table is still small, and would read it whole
+        // ever after.
+        if must_last {
+            self.begin_with(
+                "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
+                "BEGIN; SET LOCAL enable_seqscan = off",
+            )
+            .await
+        } else {
+            self.begin_with(
+                "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
+                "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL synchronous_commit = off",
+            )
+            .await
+        }
     }
 
     async fn begin_with(&self, sqlite: &'static str, postgres: &'static str) -> Result<DbTx, DbError> {
@@ -350,8 +361,8 @@ macro_rules! set_wise {
 }
 pub(crate) use set_wise;
 
-/// A [`SetWise`] statement over the rows whose `$column` is in a JSON list, of texts or of integers. On
-/// PostgreSQL the list is made an array first: for that it uses the index whatever it thinks of the table.
+/// A [`SetWise`] statement over the rows whose column, the last word of `$before`, is in a JSON list of texts
+/// or of integers. On PostgreSQL the list is made an array first: each of it is then looked up in the index.
 macro_rules! those_in {
     ($before:literal, $type:ident, $after_sqlite:literal, $after_postgres:literal) => {
         $crate::db::SetWise {

@@ -82,7 +82,7 @@ fn cors(origins: &[String]) -> CorsLayer {
 
 async fn around(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = app.entropy.request_id();
+    let id = app.entropy.request_id(app.clock.now().millis());
     request.extensions_mut().insert(RequestId(id.clone()));
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().and_then(|path| ROUTES.get(path.as_str()).copied());

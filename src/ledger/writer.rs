@@ -88,8 +88,7 @@ impl Inner {
         let operations: Vec<_> = batch.iter().map(|waiting| &waiting.operation).collect();
         let must_last = operations.iter().any(|operation| operation.must_last());
         loop {
-            let begun = if must_last { self.db.begin().await } else { self.db.begin_relaxed().await };
-            let mut tx = begun.map_err(Failure::Begin)?;
+            let mut tx = self.db.begin_batch(must_last).await.map_err(Failure::Begin)?;
             let now = self.clock.now();
             let mut page = match store::load(&mut tx, &operations).await.map_err(Failure::Within)? {
                 Loaded::Page(page) => page,
