@@ -8,7 +8,7 @@ import { join } from "node:path";
 import {
   WORKLOADS, ask, builds, run, startFarebox, startPassthrough, startPostgres, startProxy, startUpstream,
 } from "./house.mjs";
-import { describe, fsyncTimes, measure, median, table } from "./measure.mjs";
+import { beginRound, describe, fsyncTimes, measure, median, table } from "./measure.mjs";
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 3);
 const DURATION = Number(process.env.BENCH_SECONDS ?? 5);
@@ -40,6 +40,7 @@ async function main() {
 
   const results = new Map();
   for (let round = 0; round < ROUNDS; round++) {
+    beginRound();
     // Every round begins elsewhere, so that nobody always comes after the same one.
     const first = Math.floor((measurements.length * round) / ROUNDS);
     for (const one of [...measurements.slice(first), ...measurements.slice(0, first)]) {
