@@ -7,9 +7,9 @@ import { WORKLOADS, directory, seconds } from "./house.mjs";
 
 const CONNECTIONS = 32;
 const TICK_US = 1e6 / Number(execFileSync("getconf", ["CLK_TCK"]));
-const CORES = cpus().length;
+export const CORES = cpus().length;
 /** More of the machine than this taken by others, and a measurement is made again. */
-const OTHERS_PERCENT = Number(process.env.BENCH_OTHERS_PERCENT ?? 5);
+export const OTHERS_PERCENT = Number(process.env.BENCH_OTHERS_PERCENT ?? 5);
 const TRIES = 5;
 /** How long a round waits for others to be done, and measures again what they disturbed, in all. */
 const PATIENCE_SECONDS = Number(process.env.BENCH_PATIENCE ?? 120);
@@ -59,7 +59,7 @@ export function memory(child) {
 }
 
 /** Processor time that the machine's cores were busy, in µs. */
-function machine() {
+export function machine() {
   const [user, nice, system, , , irq, softirq, steal] = read("/proc/stat").split("\n")[0].split(/\s+/).slice(1).map(Number);
   return (user + nice + system + irq + softirq + steal) * TICK_US;
 }
@@ -74,7 +74,7 @@ async function busyPercent() {
 let patience = 0;
 export const beginRound = () => (patience = PATIENCE_SECONDS);
 
-async function waitForQuiet() {
+export async function waitForQuiet() {
   while (patience > 0) {
     const begin = performance.now();
     if ((await busyPercent()) <= OTHERS_PERCENT) return;
@@ -172,8 +172,13 @@ const difference = (after, before) => Object.fromEntries(Object.entries(after).m
 
 export const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
-/** How long the disk takes to keep 4 KB, in ms: written over in place, as a write-ahead log is. */
-export function fsyncTimes(count = 200) {
+/**
+ * How long the disk takes to keep 4 KB, in ms: written over in place, as a write-ahead log is. On a busy machine this is
+ * not the disk: who has waited for it then waits for a core, a tick of the scheduler (4 ms) or more. So `others` says how
+ * busy the machine was, and no verdict may rest on it where that is much.
+ */
+export function fsyncTimes(count = 1000) {
+  const before = { machine: machine(), self: process.cpuUsage(), wall: performance.now() };
   const file = openSync(join(directory, "fsync"), "w");
   const page = Buffer.alloc(4096, 1);
   for (let i = 0; i < 64; i++) writeSync(file, page, 0, page.length, i * page.length);
@@ -187,7 +192,10 @@ export function fsyncTimes(count = 200) {
   }
   closeSync(file);
   times.sort((a, b) => a - b);
-  return { p50: times[Math.floor(count * 0.5)], p99: times[Math.floor(count * 0.99)] };
+  const self = process.cpuUsage(before.self);
+  const busy = machine() - before.machine - self.user - self.system;
+  const others = Math.max(0, (busy / ((performance.now() - before.wall) * 1000 * CORES)) * 100);
+  return { p50: times[Math.floor(count * 0.5)], p99: times[Math.floor(count * 0.99)], others };
 }
 
 /** The machine in a few lines. */
