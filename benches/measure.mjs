@@ -7,12 +7,12 @@ import { WORKLOADS, directory, seconds } from "./house.mjs";
 
 const CONNECTIONS = 32;
 const TICK_US = 1e6 / Number(execFileSync("getconf", ["CLK_TCK"]));
-const CORES = cpus().length;
+export const CORES = cpus().length;
 /** More of the machine than this taken by others, and a measurement is made again. */
-const OTHERS_PERCENT = Number(process.env.BENCH_OTHERS_PERCENT ?? 5);
-const TRIES = 3;
-/** How long a measurement waits for others to be done. */
-const PATIENCE_SECONDS = Number(process.env.BENCH_PATIENCE ?? 30);
+export const OTHERS_PERCENT = Number(process.env.BENCH_OTHERS_PERCENT ?? 5);
+const TRIES = 5;
+/** How long a round waits for others to be done, and measures again what they disturbed, in all. */
+const PATIENCE_SECONDS = Number(process.env.BENCH_PATIENCE ?? 120);
 
 const read = (path) => {
   try {
@@ -31,9 +31,12 @@ function stat(pid) {
   return { parent: Number(fields[1]), us: ticks * TICK_US };
 }
 
-/** Processor time of a process and all below it, in µs. */
+/** Processor time of a process and all below it, in µs. One that ends while it is read can be missed, so: thrice. */
 export function cpuOf(root) {
-  if (!root) return 0;
+  return root ? median([readCpu(root), readCpu(root), readCpu(root)]) : 0;
+}
+
+function readCpu(root) {
   const all = new Map();
   for (const name of readdirSync("/proc")) {
     const seen = /^\d+$/.test(name) && stat(name);
@@ -56,7 +59,7 @@ export function memory(child) {
 }
 
 /** Processor time that the machine's cores were busy, in µs. */
-function machine() {
+export function machine() {
   const [user, nice, system, , , irq, softirq, steal] = read("/proc/stat").split("\n")[0].split(/\s+/).slice(1).map(Number);
   return (user + nice + system + irq + softirq + steal) * TICK_US;
 }
@@ -68,9 +71,15 @@ async function busyPercent() {
   return ((machine() - before) / (0.5e6 * CORES)) * 100;
 }
 
-async function waitForQuiet() {
-  const deadline = Date.now() + PATIENCE_SECONDS * 1000;
-  while ((await busyPercent()) > OTHERS_PERCENT && Date.now() < deadline);
+let patience = 0;
+export const beginRound = () => (patience = PATIENCE_SECONDS);
+
+export async function waitForQuiet() {
+  while (patience > 0) {
+    const begin = performance.now();
+    if ((await busyPercent()) <= OTHERS_PERCENT) return;
+    patience -= (performance.now() - begin) / 1000;
+  }
 }
 
 /** Runs wrk once; throws where an answer was not 200, or there was none. */
@@ -116,6 +125,7 @@ export async function measure({ subject, kind, keys, upstream, postgres, duratio
   let best;
   for (let attempt = 0; attempt < TRIES; attempt++) {
     await waitForQuiet();
+    const begin = performance.now();
     await wrk(subject, kind, keys, 1);
     const settled = await subject.settled?.();
     const before = snapshot(subject, upstream, postgres);
@@ -140,7 +150,8 @@ export async function measure({ subject, kind, keys, upstream, postgres, duratio
       others: Math.max(0, ((used.machine - ours) / (used.wall * CORES)) * 100),
     };
     if (!best || result.others < best.others) best = result;
-    if (best.others <= OTHERS_PERCENT) break;
+    if (best.others <= OTHERS_PERCENT || patience <= 0) break;
+    patience -= (performance.now() - begin) / 1000;
   }
   return best;
 }
@@ -161,8 +172,13 @@ const difference = (after, before) => Object.fromEntries(Object.entries(after).m
 
 export const median = (values) => [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 
-/** How long the disk takes to keep 4 KB, in ms: written over in place, as a write-ahead log is. */
-export function fsyncTimes(count = 200) {
+/**
+ * How long the disk takes to keep 4 KB, in ms: written over in place, as a write-ahead log is. On a busy machine this is
+ * not the disk: who has waited for it then waits for a core, a tick of the scheduler (4 ms) or more. So `others` says how
+ * busy the machine was, and no verdict may rest on it where that is much.
+ */
+export function fsyncTimes(count = 1000) {
+  const before = { machine: machine(), self: process.cpuUsage(), wall: performance.now() };
   const file = openSync(join(directory, "fsync"), "w");
   const page = Buffer.alloc(4096, 1);
   for (let i = 0; i < 64; i++) writeSync(file, page, 0, page.length, i * page.length);
@@ -176,7 +192,10 @@ export function fsyncTimes(count = 200) {
   }
   closeSync(file);
   times.sort((a, b) => a - b);
-  return { p50: times[Math.floor(count * 0.5)], p99: times[Math.floor(count * 0.99)] };
+  const self = process.cpuUsage(before.self);
+  const busy = machine() - before.machine - self.user - self.system;
+  const others = Math.max(0, (busy / ((performance.now() - before.wall) * 1000 * CORES)) * 100);
+  return { p50: times[Math.floor(count * 0.5)], p99: times[Math.floor(count * 0.99)], others };
 }
 
 /** The machine in a few lines. */

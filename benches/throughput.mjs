@@ -8,7 +8,7 @@ import { join } from "node:path";
 import {
   WORKLOADS, ask, builds, run, startFarebox, startPassthrough, startPostgres, startProxy, startUpstream,
 } from "./house.mjs";
-import { describe, fsyncTimes, measure, median, table } from "./measure.mjs";
+import { OTHERS_PERCENT, beginRound, describe, fsyncTimes, measure, median, table } from "./measure.mjs";
 
 const ROUNDS = Number(process.env.BENCH_ROUNDS ?? 3);
 const DURATION = Number(process.env.BENCH_SECONDS ?? 5);
@@ -35,11 +35,12 @@ async function main() {
   ]);
 
   const fsync = fsyncTimes();
-  console.log(describe([`PostgreSQL ${postgres.version}; fdatasync of 4 KB: p50 ${fsync.p50.toFixed(2)} ms, p99 ${fsync.p99.toFixed(2)} ms`]));
+  console.log(describe([`PostgreSQL ${postgres.version}; fdatasync of 4 KB: p50 ${fsync.p50.toFixed(2)} ms, p99 ${fsync.p99.toFixed(2)} ms, others ${fsync.others.toFixed(0)} %`]));
   console.log(`${litellm ? "LiteLLM is installed, and no subject of this program yet" : "LiteLLM is not installed: left out"}\n`);
 
   const results = new Map();
   for (let round = 0; round < ROUNDS; round++) {
+    beginRound();
     // Every round begins elsewhere, so that nobody always comes after the same one.
     const first = Math.floor((measurements.length * round) / ROUNDS);
     for (const one of [...measurements.slice(first), ...measurements.slice(0, first)]) {
@@ -96,24 +97,34 @@ function summary(kind, measurements, results) {
   return table(header, rows);
 }
 
-/** What was set out to reach, and what was. */
+/** What was set out to reach, and what was. A figure that others had a hand in says so. */
 function goals(name, results) {
   const [sqlite, postgres] = [`${name} SQLite`, `${name} PostgreSQL`];
-  const cpu = (kind) => median(results.get(`${kind} ${sqlite}`).map((seen) => seen.cpu));
-  const peak = Math.max(...["json", "sse"].flatMap((kind) => results.get(`${kind} ${sqlite}`).map((seen) => seen.peak)));
-  const atLeast = (what, is, least) => [what, is.toFixed(2), is >= least ? "met" : "not met"];
-  const atMost = (what, is, most) => [what, is.toFixed(0), is <= most ? "met" : "not met"];
+  const rounds = (kind, title) => results.get(`${kind} ${title}`);
+  const said = (isMet, ...used) => {
+    const disturbed = used.flat().some((seen) => seen.others > OTHERS_PERCENT);
+    return `${isMet ? "met" : "not met"}${disturbed ? ", on a busy machine" : ""}`;
+  };
+  const atLeast = (what, kind, title, other, least) => {
+    const is = ratio(results, kind, title, other);
+    return [`${what}: ≥ ${least} × ${other}`, is.toFixed(2), said(is >= least, rounds(kind, title), rounds(kind, other))];
+  };
+  const cpuAtMost = (what, kind, most) => {
+    const is = median(rounds(kind, sqlite).map((seen) => seen.cpu));
+    return [`${what}: ≤ ${most} µs of CPU a request`, is.toFixed(0), said(is <= most, rounds(kind, sqlite))];
+  };
+  const peak = Math.max(...[...rounds("json", sqlite), ...rounds("sse", sqlite)].map((seen) => seen.peak));
   return table(
     [`${name}: goal`, "measured", ""],
     [
-      atLeast("SQLite, JSON: ≥ 1.0 × pass-through", ratio(results, "json", sqlite, "pass-through"), 1),
-      atLeast("SQLite, SSE: ≥ 1.0 × pass-through", ratio(results, "sse", sqlite, "pass-through"), 1),
-      atLeast("SQLite, JSON: ≥ 0.6 × nginx (stretch)", ratio(results, "json", sqlite, "nginx"), 0.6),
-      atLeast("SQLite, SSE: ≥ 0.6 × nginx (stretch)", ratio(results, "sse", sqlite, "nginx"), 0.6),
-      atMost("SQLite, JSON: ≤ 150 µs of CPU a request", cpu("json"), 150),
-      atMost("SQLite, SSE: ≤ 150 µs of CPU a request", cpu("sse"), 150),
-      atMost("SQLite: ≤ 60 MB of memory at the peak", peak, 60),
-      atLeast("PostgreSQL, JSON: ≥ 0.25 × nginx", ratio(results, "json", postgres, "nginx"), 0.25),
+      atLeast("SQLite, JSON", "json", sqlite, "pass-through", 1),
+      atLeast("SQLite, SSE", "sse", sqlite, "pass-through", 1),
+      atLeast("SQLite, JSON (stretch)", "json", sqlite, "nginx", 0.6),
+      atLeast("SQLite, SSE (stretch)", "sse", sqlite, "nginx", 0.6),
+      cpuAtMost("SQLite, JSON", "json", 150),
+      cpuAtMost("SQLite, SSE", "sse", 150),
+      ["SQLite: ≤ 60 MB of memory at the peak", peak.toFixed(0), said(peak <= 60)],
+      atLeast("PostgreSQL, JSON", "json", postgres, "nginx", 0.25),
     ],
   );
 }

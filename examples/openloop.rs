@@ -1,7 +1,7 @@
 //! Asks at a fixed rate, however long answers take, and counts each answer's time from the moment its
 //! request was due: a server that stalls is charged for all who would have come meanwhile.
 //!
-//!   openloop RATE SECONDS URL BODY [KEY …]      prints `requests errors p50_us p90_us p99_us max_us`
+//!   openloop RATE SECONDS URL BODY [KEY …]      prints `requests errors p50_us p90_us p99_us max_us cpu_us`
 #![allow(clippy::disallowed_methods, reason = "a program of its own, which nothing shuts down with grace")]
 
 use std::time::Duration;
@@ -51,6 +51,14 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     times.sort_unstable();
     let at = |percent: usize| times.get((times.len() * percent / 100).min(times.len().saturating_sub(1)));
     let at = |percent| at(percent).copied().unwrap_or_default();
-    println!("{} {errors} {} {} {} {}", times.len(), at(50), at(90), at(99), at(100));
+    let cpu_us = cpu_us().unwrap_or_default();
+    println!("{} {errors} {} {} {} {} {cpu_us}", times.len(), at(50), at(90), at(99), at(100));
     Ok(())
+}
+
+/// Processor time that this process has used: proc(5), in ticks of a hundredth of a second.
+fn cpu_us() -> Option<u64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11).take(2);
+    fields.map(|ticks| ticks.parse::<u64>().ok()).sum::<Option<u64>>().map(|ticks| ticks * 10_000)
 }
