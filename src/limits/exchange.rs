@@ -51,8 +51,7 @@ impl Exchange {
         let counts: Vec<_> = fresh.iter().map(|(subject, count)| (subject.to_string(), count)).collect();
         let counts = serde_json::to_string(&counts).map_err(|e| DbError::Corrupt(e.to_string()))?;
         let (number, now) = (self.round.saturating_add(1), self.clock.now());
-        // What a power cut takes of this is missed for a minute.
-        let mut tx = self.db.begin_relaxed().await?;
+        let mut tx = self.db.begin().await?;
         store::tell(&mut tx, &Round { node: self.node.clone(), number, counts }, now).await?;
         store::forget(&mut tx, now.plus_seconds(-KEPT_SECONDS)).await?;
         tx.commit().await?;
