@@ -171,6 +171,9 @@ impl App {
         if let Err(error) = self.kept.forget_old().await {
             tracing::warn!(%error, "forgetting old answers failed; it is tried again");
         }
+        if let Err(error) = Exchange::forget_old(&self.db, &self.clock).await {
+            tracing::warn!(%error, "forgetting what nodes have told failed; it is tried again");
+        }
         if let Err(error) = self.sessions.forget_stale().await {
             tracing::warn!(%error, "forgetting stale revocations failed; it is tried again");
         }

@@ -79,9 +79,9 @@ pub struct Payments {
     pub min_topup: MicroUsdc,
     pub max_topup: MicroUsdc,
     pub confirmations: u64,
-    /// Of a wallet's top-ups, how much may be credited before it is final; zero: no ceiling.
     /// The least that is asked for at once where a request is paid for by itself.
     pub min_inline: MicroUsdc,
+    /// Of a wallet's top-ups, how much may be credited before it is final; zero: no ceiling.
     pub max_unfinalized: MicroUsdc,
     /// The most that is offered for a unit of gas.
     pub max_fee_gwei: u64,

@@ -30,9 +30,8 @@ const STATEMENT_TIMEOUT_MS: &str = "30000";
 const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
-/// Up to 32 MiB of each connection's; below zero it is in KiB. Ids are random, so each commit touches pages all
-/// over the indexes.
-const SQLITE_CACHE_KIB: &str = "-32768";
+/// Up to 24 MiB for the connection that writes; below zero it is in KiB. Each commit touches several indexes.
+const SQLITE_CACHE_KIB: &str = "-24576";
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
 const SQLITE_CHECKPOINT_PAGES: &str = "16384";
@@ -148,7 +147,6 @@ impl Db {
             // Money is on the disk before anybody is told of it.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .pragma("cache_size", SQLITE_CACHE_KIB)
             .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES)
             .busy_timeout(ACQUIRE_TIMEOUT);
         let pool = |connections| {
@@ -161,7 +159,7 @@ impl Db {
         if !serve && !path.exists() {
             return Err(DbError::Missing { path: path.display().to_string() });
         }
-        let write = pool(1).connect_with(options.clone()).await?;
+        let write = pool(1).connect_with(options.clone().pragma("cache_size", SQLITE_CACHE_KIB)).await?;
         if serve {
             migrator(Driver::Sqlite).run(&write).await?;
         }

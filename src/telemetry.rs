@@ -40,6 +40,9 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
         .install_recorder()?;
     describe_counter!("farebox_http_requests_total", "Requests answered, by route and status");
     describe_histogram!("farebox_http_request_seconds", "From a request's head to its answer's head");
+    describe_counter!("farebox_limited_total", "Requests refused by a limit, by code");
+    describe_counter!("farebox_reversed_micro_total", "Micro-USDC of credits that the chain undid");
+    describe_counter!("farebox_rpc_put_aside_total", "Times that an RPC endpoint was put aside");
     describe_counter!("farebox_holds_total", "Holds made");
     describe_counter!("farebox_holds_ended_total", "Holds ended, by model and outcome");
     describe_counter!("farebox_charged_micro_total", "Micro-USDC charged, by model and outcome");

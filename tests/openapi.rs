@@ -68,3 +68,14 @@ async fn every_answer_to_a_key_is_a_documented_one() {
     explore(&gateway, &[("Authorization", &format!("Bearer {}", customer.key.secret))]);
     gateway.audit();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_answer_to_a_session_is_a_documented_one() {
+    let gateway = Gateway::usual().await;
+    let customer = gateway.customer("5").await;
+    let signed = gateway.sign_in(&customer.wallet).body();
+    let session = gateway.post("/v1/auth/session").json(&signed).send().await.expect(201).json();
+    let bearer = format!("Bearer {}", session["session_token"].as_str().unwrap());
+    explore(&gateway, &[("Authorization", &bearer)]);
+    gateway.audit();
+}

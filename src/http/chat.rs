@@ -47,7 +47,8 @@ pub async fn completions(
         description: "One chat completion",
         price: quoted.price(),
         body: &body,
-        example: example(&request.model),
+        model: &request.model,
+        example,
     };
     let purchase = match sale.to(&app, buyer, &headers, &limit).await? {
         Ok(purchase) => purchase,
@@ -72,7 +73,7 @@ pub async fn completions(
     Ok(purchase.with_receipt(&app, answered.into_response()))
 }
 
-/// What is read of a request; all else is passed on to the upstream.
+/// The members that most requests have; others are read too, or passed on to the upstream.
 pub fn request_schema() -> Value {
     json!({
         "type": "object",

@@ -48,18 +48,11 @@ impl FromRequestParts<App> for Caller {
         if let Some(caller) = Self::find(parts, app).await? {
             return Ok(caller);
         }
-        Err(if purpose(parts) == Purpose::Read {
-            ApiError::unauthorized(
-                "missing_credentials",
-                "send an API key or a session's token as `Authorization: Bearer …`, or sign in: an EIP-4361 \
-                 message and its signature as ?message=…&signature=…",
-            )
-        } else {
-            ApiError::unauthorized(
-                "missing_api_key",
-                "send an API key as `Authorization: Bearer sk-…`; POST /v1/auth/keys makes one",
-            )
-        })
+        Err(ApiError::unauthorized(
+            "missing_credentials",
+            "send an API key or a session's token as `Authorization: Bearer …`, or sign in: an EIP-4361 \
+             message and its signature as ?message=…&signature=…",
+        ))
     }
 }
 
@@ -230,7 +223,7 @@ impl FromRequest<App> for RawBody {
     }
 }
 
-/// The whole body of a request that comes without a key, and so may only be small.
+/// The whole body of a request that has no need of a large one.
 pub struct SmallBody(pub Bytes);
 
 impl FromRequest<App> for SmallBody {

@@ -115,7 +115,7 @@ pub fn schema() -> Map<String, Value> {
         EXPIRES_AT: {"type": ["string", "null"], "format": "date-time"},
         SPEND_CAP: amount,
         SPEND_CAP_PER_DAY: amount,
-        ALLOWED_MODELS: {"type": ["array", "null"], "items": {"type": "string"}, "maxItems": MAX_MODELS},
+        ALLOWED_MODELS: {"type": ["array", "null"], "items": {"type": "string"}, "minItems": 1, "maxItems": MAX_MODELS},
         REQUESTS_PER_MINUTE: {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_PER_MINUTE},
     });
     members.as_object().cloned().unwrap_or_default()

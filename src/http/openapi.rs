@@ -267,10 +267,23 @@ fn render(method: &Method, path: &str, access: Access, operation: Operation, err
         query("message", json!({"type": "string"}), "An EIP-4361 message, in place of another credential.");
         query("signature", json!({"type": "string"}), "Its signature.");
     }
+    if access == Access::X402 {
+        query("x402", json!({"type": "string"}), "`1` asks for terms of version 1 in the body.");
+    }
+    if access == Access::Priced {
+        let description = "The request's name: sent again under it, it is not run again. Beside a payment, that is the name.";
+        parameters.push(json!({
+            "name": "Idempotency-Key", "in": "header", "schema": {"type": "string", "maxLength": 255},
+            "description": description,
+        }));
+    }
     let mut answers = Map::new();
     for (status, meaning, media, schema) in operation.answers {
         let answer = answers.entry(status.to_string());
-        let answer = answer.or_insert_with(|| json!({"description": meaning, "content": {}}));
+        let answer = answer.or_insert_with(|| json!({"description": "", "content": {}}));
+        let so_far = answer["description"].as_str().filter(|so_far| !so_far.is_empty());
+        answer["description"] =
+            so_far.map_or(meaning.to_owned(), |so_far| format!("{so_far}. {meaning}")).into();
         answer["content"][media] = json!({"schema": schema});
     }
     for status in errors_of(access).iter().chain(operation.errors) {
@@ -278,7 +291,8 @@ fn render(method: &Method, path: &str, access: Access, operation: Operation, err
             (402, _) => json!({"anyOf": [error, payment_required()]}),
             _ => error.clone(),
         };
-        let answer = json!({"description": meaning(*status), "content": {JSON: {"schema": schema}}});
+        let mut answer = json!({"description": meaning(*status), "content": {JSON: {"schema": schema}}});
+        answer["headers"] = headers_of(*status);
         answers.entry(status.to_string()).or_insert(answer);
     }
     let mut rendered = json!({
@@ -331,6 +345,18 @@ fn meaning(status: u16) -> &'static str {
     }
 }
 
+/// What programs read of an answer besides its body.
+fn headers_of(status: u16) -> Value {
+    let header = |description: &str| json!({"schema": {"type": "string"}, "description": description});
+    match status {
+        402 => {
+            json!({"PAYMENT-REQUIRED": header("x402's terms, version 2: base64 of JSON. Where paying would help.")})
+        }
+        429 | 503 => json!({"Retry-After": header("Seconds.")}),
+        _ => json!({}),
+    }
+}
+
 /// x402's terms in a body; the header `PAYMENT-REQUIRED` has those of version 2.
 fn payment_required() -> Value {
     json!({
@@ -366,7 +392,7 @@ fn security_of(access: Access) -> Value {
     match access {
         Access::Public => json!([]),
         Access::X402 => json!([payment, none]),
-        Access::Priced => json!([bearer, key, sign_in, payment]),
+        Access::Priced => json!([bearer, key, sign_in, payment, none]),
         Access::Caller => json!([bearer, key, sign_in, none]),
         Access::Owner => json!([bearer, sign_in, none]),
         // The message is in the body.
@@ -462,8 +488,9 @@ fn llms_text(app: &App) -> String {
          ## Rules\n\n\
          - A payment that is pending (402 `settlement_pending`, or 202) goes on by itself: send the same payment \
          again, never sign another.\n\
-         - `Idempotency-Key` makes a request safe to send again: it is run and charged once.\n\
-         - 429 and 503 say in `Retry-After` when to come back. Nothing is charged for an error.\n\
+         - `Idempotency-Key` makes a request safe to send again: it is run and charged once. Of a request that is paid \
+         for, the payment is the name: send the same one again.\n\
+         - 429 and 503 say in `Retry-After` when to come back. Nothing is charged for a request that is refused.\n\
          - Amounts named `…_usdc` are millionths of a USDC.\n\n\
          ## Machine-readable\n\n\
          - [{base}/openapi.json]({base}/openapi.json): every endpoint\n\

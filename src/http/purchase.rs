@@ -53,8 +53,9 @@ pub struct Sale<'a> {
     pub description: &'static str,
     pub price: MicroUsdc,
     pub body: &'a [u8],
-    /// For those who come upon the path in a catalogue of what is for sale.
-    pub example: Example,
+    pub model: &'a str,
+    /// Such a request and its answer, for those who come upon the path in a catalogue of what is for sale.
+    pub example: fn(&str) -> Example,
 }
 
 /// A request that is paid for, as far as its wallet's balance goes.
@@ -133,15 +134,7 @@ impl Sale<'_> {
                 limit.payment_refused(app, payer);
                 return Err(error.into());
             }
-            // Once a payment has been sent here, what went wrong on our side must not make anybody sign
-            // another: this one may be in the journal.
-            Err(NotTaken::Payment(PaymentError::Db(cause))) => {
-                return Err(PaymentError::Uncertain(cause.to_string()).into());
-            }
-            Err(NotTaken::Payment(PaymentError::Ledger(cause))) => {
-                return Err(PaymentError::Uncertain(cause.to_string()).into());
-            }
-            Err(NotTaken::Payment(other)) => return Err(other.into()),
+            Err(NotTaken::Payment(other)) => return Err(other.once_sent().into()),
             Err(NotTaken::Answered(error)) => return Err(error),
         };
         let is_stand_in = payment.authorization.nonce != payload.authorization.nonce;
@@ -208,7 +201,7 @@ impl Sale<'_> {
             // A wallet with a balance signs in instead of paying.
             (siwx::NAME, siwx::extension(&app.config.auth, &terms.resource, &app.nonces.issue())),
             wire::payment_identifier_extension(),
-            wire::bazaar_extension(&self.example),
+            wire::bazaar_extension(&(self.example)(self.model)),
         ]);
         Requirement { extensions: Some(extensions), ..terms }
     }

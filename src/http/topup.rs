@@ -86,11 +86,7 @@ pub async fn topup(
             Ok(payment_required(&app, amount, strict_v1, Some((reason, sentence))))
         }
         Err(PaymentError::OutOfBounds) => Err(invalid_amount(&app)),
-        // Once a payment has been sent here, what went wrong on our side must not make anybody sign
-        // another: this one may be in the journal.
-        Err(PaymentError::Db(cause)) => Err(PaymentError::Uncertain(cause.to_string()).into()),
-        Err(PaymentError::Ledger(cause)) => Err(PaymentError::Uncertain(cause.to_string()).into()),
-        Err(other) => Err(other.into()),
+        Err(other) => Err(other.once_sent().into()),
     }
 }
 

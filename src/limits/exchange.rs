@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
-use crate::limits::store::{self, Round};
-use crate::limits::{Limits, Subject};
+use crate::limits::{Limits, Subject, store};
 
 /// How often a node tells the others, and hears from them.
 pub const EVERY: Duration = Duration::from_secs(1);
@@ -34,6 +33,13 @@ impl Exchange {
         Self { limits, db, clock, node, round: 0, heard: HashMap::new() }
     }
 
+    /// Forgets what is of no use to anybody any more.
+    pub async fn forget_old(db: &Db, clock: &Clock) -> Result<(), DbError> {
+        let mut tx = db.begin().await?;
+        store::forget(&mut tx, clock.now().plus_seconds(-KEPT_SECONDS)).await?;
+        tx.commit().await
+    }
+
     /// Tells what was counted here since the last round, and counts what others have told.
     pub async fn round(&mut self) -> Result<(), DbError> {
         let fresh = self.limits.take_fresh(MAX_TOLD);
@@ -50,25 +56,24 @@ impl Exchange {
         }
         let counts: Vec<_> = fresh.iter().map(|(subject, count)| (subject.to_string(), count)).collect();
         let counts = serde_json::to_string(&counts).map_err(|e| DbError::Corrupt(e.to_string()))?;
-        let (number, now) = (self.round.saturating_add(1), self.clock.now());
+        // A number is used once, whatever comes of it: a commit may come through and not be heard of.
+        self.round = self.round.saturating_add(1);
         let mut tx = self.db.begin().await?;
-        store::tell(&mut tx, &Round { node: self.node.clone(), number, counts }, now).await?;
-        store::forget(&mut tx, now.plus_seconds(-KEPT_SECONDS)).await?;
-        tx.commit().await?;
-        self.round = number;
-        Ok(())
+        store::tell(&mut tx, &self.node, self.round, &counts, self.clock.now()).await?;
+        tx.commit().await
     }
 
     async fn hear(&mut self) -> Result<(), DbError> {
         let now = self.clock.now();
-        for round in store::hear(&self.db, &self.node, now.plus_seconds(-HEARD_SECONDS)).await? {
-            let last = self.heard.entry(round.node).or_insert((0, now));
-            if round.number <= last.0 {
+        for round in store::told(&self.db, &self.node, now.plus_seconds(-HEARD_SECONDS)).await? {
+            let last = self.heard.get(&round.node).map_or(0, |(last, _)| *last);
+            if round.number <= last {
                 continue;
             }
-            *last = (round.number, now);
-            let counts: Vec<(String, u32)> = serde_json::from_str(&round.counts)
-                .map_err(|e| DbError::Corrupt(format!("limit_rounds: {e}")))?;
+            let Some(counts) = store::counts(&self.db, &round).await? else { continue };
+            let counts: Vec<(String, u32)> =
+                serde_json::from_str(&counts).map_err(|e| DbError::Corrupt(format!("limit_rounds: {e}")))?;
+            self.heard.insert(round.node, (round.number, now));
             // A subject that this version does not know is not one that it limits.
             let known = counts.iter().filter_map(|(subject, count)| Some((subject.parse().ok()?, *count)));
             self.limits.count_elsewhere(known);

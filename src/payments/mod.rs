@@ -166,6 +166,18 @@ pub enum PaymentError {
     Ledger(#[from] LedgerError),
 }
 
+impl PaymentError {
+    /// What went wrong on our side once a payment had been sent here must not make anybody sign another:
+    /// this one may be in the journal.
+    pub fn once_sent(self) -> Self {
+        match self {
+            Self::Db(cause) => Self::Uncertain(cause.to_string()),
+            Self::Ledger(cause) => Self::Uncertain(cause.to_string()),
+            other => other,
+        }
+    }
+}
+
 impl From<ChainError> for PaymentError {
     fn from(error: ChainError) -> Self {
         Self::Unavailable(error.to_string())
@@ -331,7 +343,7 @@ impl Payments {
     ) -> Result<Option<Payment>, PaymentError> {
         if let Some(known) = self.find(payload).await? {
             // On the terms of its day, and signed to the satisfaction of that day.
-            self.known_for(payload, &known, request_hash)?;
+            self.check_made_for(payload, &known, request_hash)?;
             return Ok(Some(known));
         }
         self.check_terms(payload)?;
@@ -340,6 +352,18 @@ impl Payments {
         }
         // Nobody else is told of what a payer has sent.
         self.check_payer(payload).await?;
+        self.named_before(payload, request_hash).await
+    }
+
+    /// The first payment of a name, of a payload that is known to be its payer's.
+    async fn named_before(
+        &self,
+        payload: &Payload,
+        request_hash: Option<&str>,
+    ) -> Result<Option<Payment>, PaymentError> {
+        if payload.identifier.is_none() {
+            return Ok(None);
+        }
         let mut tx = self.0.db.snapshot().await?;
         let first = self.first_named(&mut tx, payload).await?;
         drop(tx);
@@ -355,18 +379,27 @@ impl Payments {
 
     /// Checks that a payment is its payer's, before anything is told of that wallet.
     pub async fn check_payer(&self, payload: &Payload) -> Result<(), PaymentError> {
+        if self.is_signed_by_key(payload) {
+            return Ok(());
+        }
+        // What a contract says of it costs calls to the chain, and anybody can make us ask.
+        let _place = self.place_to_verify().await?;
         self.check_signature(payload).await?;
         let authorization = &payload.authorization;
         let hash = authorization.signing_hash(self.0.chain.domain());
-        if crate::chain::recover(hash, &payload.signature) == Some(authorization.from.0)
-            || self.0.chain.is_valid_signature(authorization.from, hash, &payload.signature).await?
-        {
+        if self.0.chain.is_valid_signature(authorization.from, hash, &payload.signature).await? {
             return Ok(());
         }
         Err(refused(
             Reason::InvalidSignature,
             "the wallet's contract does not take the signature for its own",
         ))
+    }
+
+    /// Whether the key of its payer's address has signed it.
+    fn is_signed_by_key(&self, payload: &Payload) -> bool {
+        let hash = payload.authorization.signing_hash(self.0.chain.domain());
+        crate::chain::recover(hash, &payload.signature) == Some(payload.authorization.from.0)
     }
 
     /// Verifies a payment and writes it down, unless it is known; returns its id. Nothing is sent yet.
@@ -467,12 +500,9 @@ impl Payments {
 
     /// Whether `payload` is the payment we know under its nonce.
     fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
-        let hash = payload.authorization.signing_hash(self.0.chain.domain());
-        let is_signed =
-            || crate::chain::recover(hash, &payload.signature) == Some(known.authorization.from.0);
         // A wallet may sign the same authorization in more than one way.
         if payload.authorization == known.authorization
-            && (payload.signature == known.signature || is_signed())
+            && (payload.signature == known.signature || self.is_signed_by_key(payload))
         {
             return Ok(());
         }

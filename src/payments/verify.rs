@@ -1,5 +1,5 @@
-//! Whether a payment is what we asked for and will go through. Preconditions, in this order, each
-//! with a reason of its own:
+//! Whether a payment is what we asked for and will go through. Preconditions, each with a reason of its
+//! own, in this order; but where something of its payer would be told, the signature comes first:
 //!
 //! 1. version, scheme and network are ones that we offer: our own terms count, not what the client
 //!    says that it accepted;
@@ -13,8 +13,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alloy::primitives::{B256, U256};
+use tokio::sync::SemaphorePermit;
 
-use crate::chain::{self, Authorization, ChainError, Depth, Sighting};
+use crate::chain::{Authorization, ChainError, Depth, Sighting};
 use crate::failpoint;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, NewPayment};
@@ -100,12 +101,14 @@ impl Payments {
                 _ => "the chain has not been reached yet",
             }));
         }
-        let Ok(Ok(_place)) = tokio::time::timeout(ADMISSION_WAIT, self.0.admissions.acquire()).await else {
-            return Err(unavailable("too many payments are being verified"));
-        };
+        let _place = self.place_to_verify().await?;
         // Whoever waited may have waited for the same payment.
-        if let Some(known) = self.recognise(payload, request_hash).await? {
+        if let Some(known) = self.find(payload).await? {
+            self.check_made_for(payload, &known, request_hash)?;
             return Ok(known.id);
+        }
+        if let Some(first) = self.named_before(payload, request_hash).await? {
+            return Ok(first.id);
         }
         if let Err(refusal) = self.check_times(&payload.authorization) {
             // It was carried out in time, if the books have lost it since: then the money is here.
@@ -137,25 +140,32 @@ impl Payments {
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
         };
-        let first = match self.write_down(payload, &new).await? {
-            WrittenDown::As(id) => return Ok(id),
+        match self.write_down(payload, &new).await? {
+            WrittenDown::As(id) => Ok(id),
             WrittenDown::Named(first) => {
                 same_request(payload, &first, request_hash)?;
-                *first
+                Ok(first.id)
             }
             // The same payload came in twice, and the other one was quicker.
             WrittenDown::There => {
                 let known = self.find(payload).await?;
                 let known = known.ok_or_else(|| unavailable("the payment was not written down"))?;
-                self.known_for(payload, &known, request_hash)?;
-                known
+                self.check_made_for(payload, &known, request_hash)?;
+                Ok(known.id)
             }
-        };
-        Ok(first.id)
+        }
     }
 
-    /// A payment that has turned up in the meantime, if it was made for the same.
-    pub(super) fn known_for(
+    /// A place among the verifications that run at once.
+    pub(super) async fn place_to_verify(&self) -> Result<SemaphorePermit<'_>, PaymentError> {
+        match tokio::time::timeout(ADMISSION_WAIT, self.0.admissions.acquire()).await {
+            Ok(Ok(place)) => Ok(place),
+            _ => Err(unavailable("too many payments are being verified")),
+        }
+    }
+
+    /// Whether a payload is the payment that is known, and that was made for the same.
+    pub(super) fn check_made_for(
         &self,
         payload: &Payload,
         known: &Payment,
@@ -291,8 +301,7 @@ impl Payments {
 
     pub(super) async fn check_signature(&self, payload: &Payload) -> Result<(), PaymentError> {
         let authorization = &payload.authorization;
-        let hash = authorization.signing_hash(self.0.chain.domain());
-        if chain::recover(hash, &payload.signature) == Some(authorization.from.0) {
+        if self.is_signed_by_key(payload) {
             return Ok(());
         }
         // Of an account with code, or one that gets it on the way, the token asks the code; the
