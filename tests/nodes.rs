@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use farebox::db::{Access, Db};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use serde_json::{Value, json};
 
 use crate::support::chain::TestChain;
-use crate::support::gateway::{Answer, Customer, DEAR, Gateway, Setup, ask, micro};
+use crate::support::gateway::{Answer, Call, Customer, DEAR, Gateway, Setup, ask, micro};
 use crate::support::postgres::{Postgres, fresh_database};
 use crate::support::upstream::{Script, ScriptedUpstream, completion, usage};
 use crate::support::wallet::TestWallet;
@@ -292,4 +294,49 @@ async fn a_limit_holds_for_all_nodes_together() {
         (db.row(told, vec![]).await.unwrap().unwrap().int("n").unwrap() == 2).then_some(())
     })
     .await;
+}
+
+/// A call to a node that may die meanwhile: what was charged, if an answer came back.
+async fn charged_if_answered(call: Call) -> Option<u64> {
+    let response = call.0.send().await.ok()?;
+    let charged = response.headers().get("x-charged-usdc")?.to_str().ok()?.parse().ok()?;
+    response.bytes().await.ok()?;
+    Some(charged)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_nodes_that_die_under_load_overspend_nothing_and_book_what_they_answered() {
+    let setup = Setup { database_url: Some(fresh_database().await), ..Setup::usual() };
+    // Side by side, so that they migrate the database at the same time.
+    let started = (0..3).map(|_| Gateway::start_with(setup.clone()));
+    let mut nodes = futures_util::future::join_all(started).await;
+    let customer = nodes[0].customer("40").await;
+    let mut answered = 0;
+    for round in 0..4 {
+        let calls = (0..60).map(|number: usize| {
+            let node = &nodes[number % 3];
+            let call = node.post("/v1/chat/completions").key(&customer.key).json(&dear(800));
+            tokio::spawn(charged_if_answered(call))
+        });
+        let mut calls: FuturesUnordered<_> = calls.collect();
+        // It dies in the middle of its work, as the first answers come.
+        for _ in 0..6 {
+            answered += calls.next().await.unwrap().unwrap().unwrap_or(0);
+        }
+        nodes[round % 3].kill_9();
+        while let Some(charged) = calls.next().await {
+            answered += charged.unwrap().unwrap_or(0);
+        }
+        nodes[round % 3].restart();
+    }
+    assert!(answered > 0);
+    let path =
+        format!("/v1/usage/{}{}", customer.wallet.address(), nodes[0].sign_in(&customer.wallet).query());
+    let usage = nodes[0].get(&path).send().await.expect(200).json();
+    let booked = usage["keys"][0]["total_charged_usdc"].as_u64().unwrap();
+    let balance = usage["balance_usdc"].as_u64().unwrap();
+    assert_eq!(balance + booked, micro("40"));
+    assert!(booked >= answered, "{answered} were answered and {booked} booked");
+    // What the dead have left is locked until their leases are over, and no more than that.
+    nodes[0].audit();
 }
