@@ -66,11 +66,13 @@ pub async fn keep_up(metrics: PrometheusHandle) {
     }
 }
 
+/// Method, route and status.
+type Labels = (&'static str, &'static str, u16);
 type OfRequests = (Counter, Histogram);
 
 /// Counters of requests, each looked up by its labels once. These are words of this program, so there is a
 /// bounded number of them.
-static REQUESTS: LazyLock<Mutex<HashMap<(&str, &str, u16), OfRequests>>> = LazyLock::new(Mutex::default);
+static REQUESTS: LazyLock<Mutex<HashMap<Labels, OfRequests>>> = LazyLock::new(Mutex::default);
 
 /// Counts a request that was answered. Only once the recorder is installed is it heard of.
 pub fn count_request(method: &'static str, route: &'static str, status: u16, elapsed: Duration) {
