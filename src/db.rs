@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryStreamExt as _;
 use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, Either, Executor as _, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
 
 use crate::clock::Timestamp;
 use crate::id::{NotAnAddress, Wallet};
@@ -32,6 +33,8 @@ const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 const SQLITE_READERS: u32 = 4;
 /// Up to 24 MiB for the connection that writes; below zero it is in KiB. Each commit touches several indexes.
 const SQLITE_CACHE_KIB: &str = "-24576";
+/// Rows that the writing thread gets ahead of who reads them: those of a whole batch.
+const SQLITE_ROWS_AT_ONCE: usize = 1024;
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
 const SQLITE_CHECKPOINT_PAGES: &str = "16384";
@@ -159,7 +162,9 @@ impl Db {
         if !serve && !path.exists() {
             return Err(DbError::Missing { path: path.display().to_string() });
         }
-        let write = pool(1).connect_with(options.clone().pragma("cache_size", SQLITE_CACHE_KIB)).await?;
+        let writing =
+            options.clone().pragma("cache_size", SQLITE_CACHE_KIB).row_buffer_size(SQLITE_ROWS_AT_ONCE);
+        let write = pool(1).connect_with(writing).await?;
         if serve {
             migrator(Driver::Sqlite).run(&write).await?;
         }
@@ -287,13 +292,49 @@ impl DbTx {
         Ok(self.rows(sql, args).await?.into_iter().next())
     }
 
-    /// Runs a statement over `rows`, a JSON list, and returns how many rows of the database it touched.
-    pub async fn execute_all(&mut self, statement: &SetWise, rows: String) -> Result<u64, DbError> {
-        self.execute(statement.of(self), args![rows]).await
-    }
-
-    pub async fn rows_of_all(&mut self, statement: &SetWise, rows: String) -> Result<Vec<DbRow>, DbError> {
-        self.rows(statement.of(self), args![rows]).await
+    /// Runs each statement over the JSON list of its place.
+    pub async fn all(
+        &mut self,
+        statements: &'static Several,
+        lists: Vec<String>,
+    ) -> Result<Vec<Outcome>, DbError> {
+        let mut outcomes = Vec::with_capacity(lists.len());
+        match self {
+            Self::Sqlite(tx) => {
+                let query = sqlite(&statements.sqlite, lists.into_iter().map(Arg::from).collect());
+                let mut answers = (&mut **tx).fetch_many(query);
+                let mut rows = Vec::new();
+                while let Some(answer) = answers.try_next().await? {
+                    match answer {
+                        Either::Right(row) => rows.push(DbRow::Sqlite(row)),
+                        Either::Left(done) => {
+                            let rows = std::mem::take(&mut rows);
+                            outcomes.push(Outcome { rows, touched: done.rows_affected() });
+                        }
+                    }
+                }
+            }
+            Self::Postgres(tx) => {
+                for (statement, list) in statements.each.iter().zip(lists) {
+                    let mut outcome = Outcome::default();
+                    if list != NOTHING {
+                        let query = postgres(statement.postgres, args![list]);
+                        let mut answers = (&mut **tx).fetch_many(query);
+                        while let Some(answer) = answers.try_next().await? {
+                            match answer {
+                                Either::Right(row) => outcome.rows.push(DbRow::Postgres(row)),
+                                Either::Left(done) => outcome.touched += done.rows_affected(),
+                            }
+                        }
+                    }
+                    outcomes.push(outcome);
+                }
+            }
+        }
+        if outcomes.len() == statements.each.len() {
+            return Ok(outcomes);
+        }
+        Err(DbError::Corrupt(format!("{} of {} statements were run", outcomes.len(), statements.each.len())))
     }
 
     /// The next number of a named sequence. The row it updates orders those who ask.
@@ -324,13 +365,31 @@ pub struct SetWise {
     pub postgres: &'static str,
 }
 
-impl SetWise {
-    fn of(&self, tx: &DbTx) -> &'static str {
-        match tx {
-            DbTx::Sqlite(_) => self.sqlite,
-            DbTx::Postgres(_) => self.postgres,
-        }
+/// A JSON list of no rows.
+const NOTHING: &str = "[]";
+
+/// Statements that go together. SQLite's driver hands each of what it is given over to a thread of its own
+/// and waits for it, which takes longer than a small statement does: so there they are one text.
+pub struct Several {
+    each: &'static [SetWise],
+    sqlite: String,
+}
+
+impl Several {
+    pub fn new(each: &'static [SetWise]) -> Self {
+        let numbered = |(place, statement): (usize, &SetWise)| {
+            statement.sqlite.replace("$1", &format!("${}", place.saturating_add(1)))
+        };
+        let sqlite = each.iter().enumerate().map(numbered).collect::<Vec<_>>().join(";\n");
+        Self { each, sqlite }
     }
+}
+
+/// What a statement has found, and how many rows of the database it touched.
+#[derive(Default)]
+pub struct Outcome {
+    pub rows: Vec<DbRow>,
+    pub touched: u64,
 }
 
 /// A [`SetWise`] statement: what comes before its rows, their columns (which are the members of the JSON

@@ -5,12 +5,13 @@
 //! so that it cannot change meanwhile.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::LazyLock;
 
 use serde::Serialize;
 
 use crate::clock::Timestamp;
-use crate::db::{DbError, DbRow, DbTx, SetWise, set_wise, those_in};
+use crate::db::{DbError, DbRow, DbTx, SetWise, Several, set_wise, those_in};
 use crate::id::Wallet;
 use crate::ledger::batch::{Account, Caps, KeptSpending, Name, Open, Operation, Page, Past};
 use crate::ledger::store::{NO_KEY, read_hold, terms_json};
@@ -25,9 +26,7 @@ const TAKE_WALLETS: SetWise = those_in!(
     "ORDER BY address FOR NO KEY UPDATE"
 );
 
-const FIND_HOLDS: SetWise = those_in!("SELECT id, wallet, amount_micro FROM holds WHERE id", TEXT);
-
-const FIND_WHOLE_HOLDS: SetWise = those_in!("SELECT * FROM holds WHERE id", TEXT);
+const FIND_HOLDS: SetWise = those_in!("SELECT * FROM holds WHERE id", TEXT);
 
 const FIND_RECEIPTS: SetWise =
     those_in!("SELECT id, wallet, outcome, charged_micro, reason FROM receipts WHERE id", TEXT);
@@ -140,6 +139,27 @@ const KEEP_CLAIMS: SetWise = set_wise!(
      SET request_id = excluded.request_id, created_at_ms = excluded.created_at_ms"
 );
 
+/// What a batch reads, in this order: the wallets' rows are taken first.
+static READS: LazyLock<Several> = LazyLock::new(|| {
+    Several::new(&[TAKE_WALLETS, FIND_HOLDS, FIND_RECEIPTS, FIND_CLAIMS, FIND_SPENDING, FIND_CAPS])
+});
+
+/// What it writes.
+static WRITES: LazyLock<Several> = LazyLock::new(|| {
+    Several::new(&[
+        UPDATE_WALLETS,
+        INSERT_HOLDS,
+        DELETE_HOLDS,
+        INSERT_CHARGES,
+        INSERT_RECEIPTS,
+        ADD_USAGE,
+        KEEP_SPENDING,
+        KEEP_CLAIMS,
+    ])
+});
+
+static NEW_WALLETS: LazyLock<Several> = LazyLock::new(|| Several::new(&[INSERT_WALLETS]));
+
 /// What was found: the rows, or that the wallets of some ends have none yet.
 pub enum Loaded<'a> {
     Page(Box<Page<'a>>),
@@ -151,63 +171,46 @@ pub async fn load<'a>(tx: &mut DbTx, operations: &[&'a Operation]) -> Result<Loa
     let mut page = Page::about(operations);
     let wallets: BTreeSet<_> = operations.iter().map(|operation| operation.wallet()).collect();
     let addresses: Vec<_> = wallets.iter().map(|wallet| wallet.key()).collect();
-    for row in tx.rows_of_all(&TAKE_WALLETS, json(&addresses)?).await? {
+    let ids: Vec<_> = page.requests.keys().copied().collect();
+    let ids = json(&ids)?;
+    // Only holds are bound by caps.
+    let held = operations.iter().filter(|operation| operation.is_hold());
+    let keys: BTreeSet<_> = held.clone().filter_map(|operation| operation.about().api_key_id).collect();
+    let lists = vec![json(&addresses)?, ids.clone(), ids, named(&page)?, spent(&page)?, json(&keys)?];
+    let mut found = tx.all(&READS, lists).await?.into_iter().map(|outcome| outcome.rows);
+    let mut next = || found.next().unwrap_or_default();
+
+    for row in next() {
         page.accounts.insert(row.wallet("address")?, read_account(&row)?);
     }
-    let ends = || operations.iter().filter(|operation| !operation.is_hold());
-    let holds = || operations.iter().filter(|operation| operation.is_hold());
-    let unknown = ends().map(|end| end.wallet()).filter(|wallet| !page.accounts.contains_key(wallet));
-    let unknown: BTreeSet<_> = unknown.collect();
-    if !unknown.is_empty() {
-        return Ok(Loaded::NoWallets(unknown));
-    }
-
-    let ids: Vec<_> = page.requests.keys().copied().collect();
-    for row in tx.rows_of_all(&FIND_HOLDS, json(&ids)?).await? {
-        let open =
-            Open::Kept { wallet: row.wallet("wallet")?, amount: row.micro("amount_micro")?, whole: None };
-        if let Some(request) = page.requests.get_mut(row.text("id")?.as_str()) {
+    // Of those that are held again everything is compared.
+    let again: HashSet<_> = held.map(|hold| hold.about().id.as_str()).collect();
+    for row in next() {
+        let id = row.text("id")?;
+        let whole = if again.contains(id.as_str()) { Some(Box::new(read_hold(&row)?)) } else { None };
+        let open = Open::Kept { wallet: row.wallet("wallet")?, amount: row.micro("amount_micro")?, whole };
+        if let Some(request) = page.requests.get_mut(id.as_str()) {
             request.open = Some(open);
         }
     }
-    let is_open = |id: &&str| page.requests.get(id).is_some_and(|request| request.open.is_some());
-    let again: Vec<_> = holds().map(|hold| hold.about().id.as_str()).filter(is_open).collect();
-    let not_open: Vec<_> = ids.iter().copied().filter(|id| !is_open(id)).collect();
-    if !again.is_empty() {
-        for row in tx.rows_of_all(&FIND_WHOLE_HOLDS, json(&again)?).await? {
-            let hold = read_hold(&row)?;
-            if let Some(Open::Kept { whole, .. }) =
-                page.requests.get_mut(hold.id.as_str()).and_then(|request| request.open.as_mut())
-            {
-                *whole = Some(Box::new(hold));
-            }
+    for row in next() {
+        let past = read_past(&row)?;
+        if let Some(request) = page.requests.get_mut(row.text("id")?.as_str()) {
+            request.ended = Some(past);
         }
     }
-    if !not_open.is_empty() {
-        for row in tx.rows_of_all(&FIND_RECEIPTS, json(&not_open)?).await? {
-            let past = read_past(&row)?;
-            if let Some(request) = page.requests.get_mut(row.text("id")?.as_str()) {
-                request.ended = Some(past);
-            }
-        }
+    // An end whose hold was lost is booked all the same, also where its wallet's row was lost with it.
+    let is_lost = |end: &&&Operation| {
+        let request = page.requests.get(end.about().id.as_str());
+        request.is_none_or(|request| request.open.is_none() && request.ended.is_none())
+    };
+    let ends = operations.iter().filter(|operation| !operation.is_hold());
+    let unknown = ends.filter(is_lost).map(|end| end.wallet());
+    let unknown: BTreeSet<_> = unknown.filter(|wallet| !page.accounts.contains_key(wallet)).collect();
+    if !unknown.is_empty() {
+        return Ok(Loaded::NoWallets(unknown));
     }
-    find_claims(tx, &mut page).await?;
-    find_spending(tx, &mut page, operations).await?;
-    Ok(Loaded::Page(Box::new(page)))
-}
-
-async fn find_claims(tx: &mut DbTx, page: &mut Page<'_>) -> Result<(), DbError> {
-    #[derive(Serialize)]
-    struct Key<'a> {
-        wallet: String,
-        name: &'a str,
-    }
-    if page.claims.is_empty() {
-        return Ok(());
-    }
-    let names = page.claims.iter().flat_map(|(wallet, names)| names.keys().map(|name| (*wallet, *name)));
-    let keys: Vec<_> = names.map(|(wallet, name)| Key { wallet: wallet.key(), name }).collect();
-    for row in tx.rows_of_all(&FIND_CLAIMS, json(&keys)?).await? {
+    for row in next() {
         let outcome = row.text_or_null("outcome")?;
         let found = Name {
             request_hash: Cow::Owned(row.text("request_hash")?),
@@ -220,35 +223,39 @@ async fn find_claims(tx: &mut DbTx, page: &mut Page<'_>) -> Result<(), DbError> 
             *place = Some(found);
         }
     }
-    Ok(())
+    for row in next() {
+        let spending = Spending { spent: row.micro("spent_micro")?, held: row.micro("held_micro")? };
+        let kept = KeptSpending { spending, is_there: true, is_changed: false };
+        page.spending.insert((row.int("api_key_id")?, row.int("day")?), kept);
+    }
+    for row in next() {
+        let cap = |column| Ok::<_, DbError>(row.int_or_null(column)?.map(MicroUsdc::new));
+        let caps = Caps { ever: cap("spend_cap_micro")?, per_day: cap("spend_cap_per_day_micro")? };
+        page.caps.insert(row.int("id")?, caps);
+    }
+    Ok(Loaded::Page(Box::new(page)))
 }
 
-async fn find_spending(tx: &mut DbTx, page: &mut Page<'_>, operations: &[&Operation]) -> Result<(), DbError> {
+/// The names that the operations come with.
+fn named(page: &Page<'_>) -> Result<String, DbError> {
+    #[derive(Serialize)]
+    struct Key<'a> {
+        wallet: String,
+        name: &'a str,
+    }
+    let names = page.claims.iter().flat_map(|(wallet, names)| names.keys().map(|name| (*wallet, *name)));
+    json(&names.map(|(wallet, name)| Key { wallet: wallet.key(), name }).collect::<Vec<_>>())
+}
+
+/// The keys and days whose spending they change.
+fn spent(page: &Page<'_>) -> Result<String, DbError> {
     #[derive(Serialize)]
     struct Key {
         api_key_id: i64,
         day: i64,
     }
-    if page.spending.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<_> = page.spending.keys().map(|(key, day)| Key { api_key_id: *key, day: *day }).collect();
-    for row in tx.rows_of_all(&FIND_SPENDING, json(&keys)?).await? {
-        let spending = Spending { spent: row.micro("spent_micro")?, held: row.micro("held_micro")? };
-        let kept = KeptSpending { spending, is_there: true, is_changed: false };
-        page.spending.insert((row.int("api_key_id")?, row.int("day")?), kept);
-    }
-    // Only holds are bound by caps.
-    let holds = operations.iter().filter(|operation| operation.is_hold());
-    let capped: BTreeSet<_> = holds.filter_map(|operation| operation.about().api_key_id).collect();
-    if !capped.is_empty() {
-        for row in tx.rows_of_all(&FIND_CAPS, json(&capped)?).await? {
-            let cap = |column| Ok::<_, DbError>(row.int_or_null(column)?.map(MicroUsdc::new));
-            let caps = Caps { ever: cap("spend_cap_micro")?, per_day: cap("spend_cap_per_day_micro")? };
-            page.caps.insert(row.int("id")?, caps);
-        }
-    }
-    Ok(())
+    let keys = page.spending.keys().map(|(key, day)| Key { api_key_id: *key, day: *day });
+    json(&keys.collect::<Vec<_>>())
 }
 
 /// Gives wallets their rows, where they have none.
@@ -264,22 +271,46 @@ pub async fn insert_wallets(
     }
     let rows: Vec<_> =
         wallets.iter().map(|wallet| Row { address: wallet.key(), created_at_ms: now.millis() }).collect();
-    tx.execute_all(&INSERT_WALLETS, json(&rows)?).await.map(drop)
+    tx.all(&NEW_WALLETS, vec![json(&rows)?]).await.map(drop)
 }
 
 /// Writes down what has become of a page's rows.
 pub async fn write(tx: &mut DbTx, page: &Page<'_>, node: &str, now: Timestamp) -> Result<(), DbError> {
     let now = now.millis();
-    write_wallets(tx, page).await?;
-    write_holds(tx, page, node).await?;
-    write_charges(tx, page, now).await?;
-    write_receipts(tx, page, now).await?;
-    write_usage(tx, page).await?;
-    write_spending(tx, page).await?;
-    write_claims(tx, page, now).await
+    let lists = vec![
+        wallets(page)?,
+        holds(page, node)?,
+        List::of(&page.removed)?,
+        charges(page, now)?,
+        receipts(page, now)?,
+        usage(page)?,
+        spending(page)?,
+        claims(page, now)?,
+    ];
+    let rows: Vec<_> = lists.iter().map(|list| list.rows).collect();
+    let outcomes = tx.all(&WRITES, lists.into_iter().map(|list| list.json).collect()).await?;
+    for (outcome, rows) in outcomes.iter().zip(rows) {
+        if usize::try_from(outcome.touched) != Ok(rows) {
+            let touched = outcome.touched;
+            return Err(DbError::Corrupt(format!("{touched} rows of {rows} were there to be written")));
+        }
+    }
+    Ok(())
 }
 
-async fn write_wallets(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
+/// Rows to be written.
+struct List {
+    json: String,
+    rows: usize,
+}
+
+impl List {
+    fn of<T: Serialize>(rows: &[T]) -> Result<Self, DbError> {
+        Ok(Self { json: json(rows)?, rows: rows.len() })
+    }
+}
+
+fn wallets(page: &Page<'_>) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row {
         address: String,
@@ -296,10 +327,10 @@ async fn write_wallets(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
             seq: account.seq,
         })
         .collect();
-    run(tx, &UPDATE_WALLETS, &rows).await
+    List::of(&rows)
 }
 
-async fn write_holds(tx: &mut DbTx, page: &Page<'_>, node: &str) -> Result<(), DbError> {
+fn holds(page: &Page<'_>, node: &str) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row<'a> {
         id: &'a str,
@@ -325,11 +356,10 @@ async fn write_holds(tx: &mut DbTx, page: &Page<'_>, node: &str) -> Result<(), D
             });
         }
     }
-    run(tx, &INSERT_HOLDS, &rows).await?;
-    run(tx, &DELETE_HOLDS, &page.removed).await
+    List::of(&rows)
 }
 
-async fn write_charges(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), DbError> {
+fn charges(page: &Page<'_>, now: i64) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row<'a> {
         wallet: String,
@@ -347,10 +377,10 @@ async fn write_charges(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), D
         balance_before_micro: charge.balance_before.get(),
         created_at_ms: now,
     });
-    run(tx, &INSERT_CHARGES, &rows.collect::<Vec<_>>()).await
+    List::of(&rows.collect::<Vec<_>>())
 }
 
-async fn write_receipts(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), DbError> {
+fn receipts(page: &Page<'_>, now: i64) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row<'a> {
         id: &'a str,
@@ -392,10 +422,10 @@ async fn write_receipts(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), 
             ended_at_ms: now,
         });
     }
-    run(tx, &INSERT_RECEIPTS, &rows).await
+    List::of(&rows)
 }
 
-async fn write_usage(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
+fn usage(page: &Page<'_>) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row {
         wallet: String,
@@ -418,10 +448,10 @@ async fn write_usage(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
             revenue_pico: pico(used.revenue)?,
         });
     }
-    run(tx, &ADD_USAGE, &rows).await
+    List::of(&rows)
 }
 
-async fn write_spending(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
+fn spending(page: &Page<'_>) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row {
         api_key_id: i64,
@@ -436,10 +466,10 @@ async fn write_spending(tx: &mut DbTx, page: &Page<'_>) -> Result<(), DbError> {
         spent_micro: kept.spending.spent.get(),
         held_micro: kept.spending.held.get(),
     });
-    run(tx, &KEEP_SPENDING, &rows.collect::<Vec<_>>()).await
+    List::of(&rows.collect::<Vec<_>>())
 }
 
-async fn write_claims(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), DbError> {
+fn claims(page: &Page<'_>, now: i64) -> Result<List, DbError> {
     #[derive(Serialize)]
     struct Row<'a> {
         wallet: String,
@@ -462,19 +492,7 @@ async fn write_claims(tx: &mut DbTx, page: &Page<'_>, now: i64) -> Result<(), Db
             });
         }
     }
-    run(tx, &KEEP_CLAIMS, &rows).await
-}
-
-/// Runs a statement over rows, which must touch as many in the database.
-async fn run<T: Serialize>(tx: &mut DbTx, statement: &SetWise, rows: &[T]) -> Result<(), DbError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let touched = tx.execute_all(statement, json(&rows)?).await?;
-    if usize::try_from(touched).is_ok_and(|touched| touched == rows.len()) {
-        return Ok(());
-    }
-    Err(DbError::Corrupt(format!("{touched} rows of {} were there to be written", rows.len())))
+    List::of(&rows)
 }
 
 fn json<T: Serialize + ?Sized>(rows: &T) -> Result<String, DbError> {
