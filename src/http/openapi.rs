@@ -408,7 +408,7 @@ fn html(document: &Value, base_url: &str) -> String {
          body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}}\
          code,pre{{font:14px/1.4 ui-monospace,monospace}}pre{{background:#f4f4f4;padding:.7rem;overflow:auto}}\
          section{{border-top:1px solid #ccc;margin-top:1.5rem}}summary{{cursor:pointer}}\
-         td{{padding:.1rem 1rem .1rem 0;vertical-align:top}}</style>\
+         td{{padding:.1rem 1rem .1rem 0;vertical-align:top}}h2 code{{font-size:1.15rem;font-weight:700}}</style>\
          <h1>Farebox API</h1><p>At <code>{}</code>. The same for programs: <a href=\"openapi.json\">openapi.json</a>; \
          for language models: <a href=\"llms.txt\">llms.txt</a>.</p>",
         escaped(base_url)
