@@ -71,9 +71,10 @@ impl Exchange {
                 continue;
             }
             let Some(counts) = store::counts(&self.db, &round).await? else { continue };
+            // Whatever it says: one that cannot be read must not keep the next from being heard.
+            self.heard.insert(round.node, (round.number, now));
             let counts: Vec<(String, u32)> =
                 serde_json::from_str(&counts).map_err(|e| DbError::Corrupt(format!("limit_rounds: {e}")))?;
-            self.heard.insert(round.node, (round.number, now));
             // A subject that this version does not know is not one that it limits.
             let known = counts.iter().filter_map(|(subject, count)| Some((subject.parse().ok()?, *count)));
             self.limits.count_elsewhere(known);
