@@ -1,23 +1,24 @@
 //! One database behind two drivers: an SQLite file to start with, PostgreSQL to grow.
 //!
 //! A statement is written once, in SQL that means the same to both: `$1` parameters, TEXT and
-//! BIGINT columns, `RETURNING`, `ON CONFLICT`. Only statements over many rows at once ([`SetWise`]) are
-//! spelt for each. Reads go to a pool. Writes are transactions, and on SQLite there is one writing
-//! connection, because two would only make each other wait.
+//! BIGINT columns, `RETURNING`, `ON CONFLICT`. Only the ledger's batches, which are most of what is
+//! written, speak to each driver in its own way ([`Db::driver`]). Reads go to a pool. Writes are
+//! transactions, and on SQLite they take turns, because two would only make each other wait.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryStreamExt as _;
+use rusqlite::OpenFlags;
 use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Either, Executor as _, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::Timestamp;
 use crate::id::{NotAnAddress, Wallet};
@@ -31,13 +32,14 @@ const STATEMENT_TIMEOUT_MS: &str = "30000";
 const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
-/// Up to 24 MiB for the connection that writes; below zero it is in KiB. Each commit touches several indexes.
-const SQLITE_CACHE_KIB: &str = "-24576";
-/// Rows that the writing thread gets ahead of who reads them: those of a whole batch.
-const SQLITE_ROWS_AT_ONCE: usize = 1024;
+/// Up to 24 MiB for the connection that writes batches; below zero it is in KiB. Each commit touches
+/// several indexes.
+const SQLITE_CACHE_KIB: i64 = -24_576;
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
-const SQLITE_CHECKPOINT_PAGES: &str = "16384";
+const SQLITE_CHECKPOINT_PAGES: i64 = 16_384;
+/// Statements that are kept prepared for batches: all that they consist of, and a few to spare.
+const SQLITE_STATEMENTS: usize = 32;
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
 const POSTGRES_CONNECTIONS: u32 = 16;
 
@@ -55,6 +57,8 @@ pub enum DbError {
     Corrupt(String),
     #[error(transparent)]
     Sql(#[from] sqlx::Error),
+    #[error(transparent)]
+    Sqlite(rusqlite::Error),
     #[error("migrating the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
     /// What several operations failed of that were in one transaction.
@@ -67,12 +71,12 @@ pub enum DbError {
 impl DbError {
     /// Whether a unique constraint refused the statement: somebody else was first.
     pub fn is_unique_violation(&self) -> bool {
-        self.refusal().is_some_and(|e| e.is_unique_violation())
+        self.refusal() == Some(Refusal::Unique)
     }
 
     /// Whether a CHECK constraint refused the statement.
     pub fn is_check_violation(&self) -> bool {
-        self.refusal().is_some_and(|e| e.is_check_violation())
+        self.refusal() == Some(Refusal::Check)
     }
 
     /// Whether the same may succeed later: it was not the data that was refused.
@@ -80,28 +84,75 @@ impl DbError {
         match self {
             Self::Corrupt(_) => false,
             Self::Shared(error) => error.may_pass(),
-            _ => !self.is_check_violation() && !self.refusal().is_some_and(|e| e.is_foreign_key_violation()),
+            _ => !matches!(self.refusal(), Some(Refusal::Check | Refusal::ForeignKey)),
         }
     }
 
     /// Whether it was about the rows that a statement touched, so that others may well be taken: a
     /// constraint, a value that cannot be, or another transaction in the way (a deadlock).
     pub fn is_about_rows(&self) -> bool {
-        let Some(refusal) = self.refusal() else {
-            return matches!(self, Self::Corrupt(_));
-        };
-        // SQLSTATE's classes of data exceptions and of rollbacks. SQLite's codes are shorter.
-        let of_these = |code: &str| code.len() == 5 && (code.starts_with("22") || code.starts_with("40"));
-        !matches!(refusal.kind(), ErrorKind::Other) || refusal.code().is_some_and(|code| of_these(&code))
+        match self {
+            Self::Corrupt(_) => true,
+            Self::Shared(error) => error.is_about_rows(),
+            _ => self.refusal().is_some(),
+        }
     }
 
-    /// What the database itself said.
-    fn refusal(&self) -> Option<&dyn DatabaseError> {
+    fn refusal(&self) -> Option<Refusal> {
         match self {
-            Self::Sql(sqlx::Error::Database(e)) => Some(&**e),
+            Self::Sql(sqlx::Error::Database(error)) => Refusal::of_sqlx(&**error),
+            Self::Sqlite(rusqlite::Error::SqliteFailure(error, _)) => Refusal::of_sqlite(*error),
             Self::Shared(error) => error.refusal(),
             _ => None,
         }
+    }
+}
+
+impl From<rusqlite::Error> for DbError {
+    fn from(error: rusqlite::Error) -> Self {
+        match error {
+            rusqlite::Error::FromSqlConversionFailure(..)
+            | rusqlite::Error::InvalidColumnType(..)
+            | rusqlite::Error::IntegralValueOutOfRange(..)
+            | rusqlite::Error::Utf8Error(..) => Self::Corrupt(error.to_string()),
+            _ => Self::Sqlite(error),
+        }
+    }
+}
+
+/// Why the database itself did not take a row.
+#[derive(Copy, Clone, PartialEq, Eq)]
+enum Refusal {
+    Unique,
+    Check,
+    ForeignKey,
+    Other,
+}
+
+impl Refusal {
+    fn of_sqlx(error: &dyn DatabaseError) -> Option<Self> {
+        // SQLSTATE's classes of data exceptions and of rollbacks. SQLite's codes are shorter.
+        let of_rows = |code: &str| code.len() == 5 && (code.starts_with("22") || code.starts_with("40"));
+        match error.kind() {
+            ErrorKind::UniqueViolation => Some(Self::Unique),
+            ErrorKind::CheckViolation => Some(Self::Check),
+            ErrorKind::ForeignKeyViolation => Some(Self::ForeignKey),
+            ErrorKind::Other if !error.code().is_some_and(|code| of_rows(&code)) => None,
+            _ => Some(Self::Other),
+        }
+    }
+
+    fn of_sqlite(error: rusqlite::ffi::Error) -> Option<Self> {
+        use rusqlite::ffi;
+        if error.code != rusqlite::ErrorCode::ConstraintViolation {
+            return None;
+        }
+        Some(match error.extended_code {
+            ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY => Self::Unique,
+            ffi::SQLITE_CONSTRAINT_CHECK => Self::Check,
+            ffi::SQLITE_CONSTRAINT_FOREIGNKEY => Self::ForeignKey,
+            _ => Self::Other,
+        })
     }
 }
 
@@ -119,13 +170,122 @@ pub struct Db(Pools);
 
 #[derive(Clone)]
 enum Pools {
-    Sqlite { write: SqlitePool, read: SqlitePool, _lock: Option<Arc<File>> },
+    Sqlite { write: SqlitePool, read: SqlitePool, file: SqliteFile, _lock: Option<Arc<File>> },
     Postgres(PgPool),
+}
+
+/// What the ledger's batches are written through.
+pub enum Driver {
+    Sqlite(SqliteFile),
+    Postgres(PgPool),
+}
+
+/// An SQLite file, and whose turn it is to write to it.
+#[derive(Clone)]
+pub struct SqliteFile {
+    path: Arc<Path>,
+    /// With it goes the connection that batches are written through, once there is one.
+    turn: Arc<Mutex<Option<SqliteConnection>>>,
+}
+
+struct SqliteConnection {
+    connection: rusqlite::Connection,
+    /// Whether its commits wait for the disk.
+    waits_for_disk: bool,
+}
+
+impl SqliteFile {
+    /// Waits in line, no longer than for a connection.
+    pub async fn turn(&self) -> Result<SqliteTurn, DbError> {
+        let turn = tokio::time::timeout(ACQUIRE_TIMEOUT, Arc::clone(&self.turn).lock_owned()).await;
+        let slot = turn.map_err(|_| DbError::Sql(sqlx::Error::PoolTimedOut))?;
+        Ok(SqliteTurn { path: Arc::clone(&self.path), slot })
+    }
+}
+
+/// Nobody else in this process writes to the file while it is held. The transaction begun in it is undone
+/// where it is not committed.
+pub struct SqliteTurn {
+    path: Arc<Path>,
+    slot: OwnedMutexGuard<Option<SqliteConnection>>,
+}
+
+impl SqliteTurn {
+    /// Begins a transaction on the connection for batches. If it need not last, its commit does not wait for
+    /// the disk: a power cut may take it, and then takes all that were committed after it as well, up to one
+    /// that did wait.
+    pub fn begin(&mut self, must_last: bool) -> Result<(), DbError> {
+        // Put back only once it has begun: one that cannot is made anew.
+        let mut taken = match self.slot.take() {
+            Some(taken) => taken,
+            None => SqliteConnection::open(&self.path)?,
+        };
+        taken.begin(must_last)?;
+        *self.slot = Some(taken);
+        Ok(())
+    }
+
+    pub fn prepare(&self, sql: &'static str) -> Result<rusqlite::CachedStatement<'_>, DbError> {
+        let Some(SqliteConnection { connection, .. }) = &*self.slot else { return Err(DbError::Abandoned) };
+        Ok(connection.prepare_cached(sql)?)
+    }
+
+    pub fn commit(&mut self) -> Result<(), DbError> {
+        self.prepare("COMMIT")?.execute([])?;
+        Ok(())
+    }
+}
+
+impl Drop for SqliteTurn {
+    fn drop(&mut self) {
+        if self.slot.as_ref().is_some_and(|kept| kept.undo().is_err()) {
+            // The end of its connection undoes it.
+            *self.slot = None;
+        }
+    }
+}
+
+impl SqliteConnection {
+    fn open(path: &Path) -> Result<Self, DbError> {
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = rusqlite::Connection::open_with_flags(path, flags)?;
+        // The farebox of another command may write as well.
+        connection.busy_timeout(ACQUIRE_TIMEOUT)?;
+        connection.pragma_update(None, "foreign_keys", true)?;
+        connection.pragma_update(None, "cache_size", SQLITE_CACHE_KIB)?;
+        connection.pragma_update(None, "wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES)?;
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.set_prepared_statement_cache_capacity(SQLITE_STATEMENTS);
+        Ok(Self { connection, waits_for_disk: true })
+    }
+
+    fn begin(&mut self, must_last: bool) -> Result<(), DbError> {
+        self.undo()?;
+        if self.waits_for_disk != must_last {
+            let synchronous = if must_last { "FULL" } else { "NORMAL" };
+            self.connection.pragma_update(None, "synchronous", synchronous)?;
+            self.waits_for_disk = must_last;
+        }
+        self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute([])?;
+        Ok(())
+    }
+
+    /// Undoes a transaction that was begun and not committed.
+    fn undo(&self) -> Result<(), DbError> {
+        if !self.connection.is_autocommit() {
+            self.connection.prepare_cached("ROLLBACK")?.execute([])?;
+        }
+        Ok(())
+    }
 }
 
 /// A write transaction. Dropped without [`DbTx::commit`], it never happened.
 pub enum DbTx {
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite {
+        tx: Transaction<'static, Sqlite>,
+        /// Given back when the transaction is over; who only reads needs none.
+        _turn: Option<SqliteTurn>,
+    },
     Postgres(Transaction<'static, Postgres>),
 }
 
@@ -150,7 +310,7 @@ impl Db {
             // Money is on the disk before anybody is told of it.
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
-            .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES)
+            .pragma("wal_autocheckpoint", SQLITE_CHECKPOINT_PAGES.to_string())
             .busy_timeout(ACQUIRE_TIMEOUT);
         let pool = |connections| {
             SqlitePoolOptions::new()
@@ -162,14 +322,13 @@ impl Db {
         if !serve && !path.exists() {
             return Err(DbError::Missing { path: path.display().to_string() });
         }
-        let writing =
-            options.clone().pragma("cache_size", SQLITE_CACHE_KIB).row_buffer_size(SQLITE_ROWS_AT_ONCE);
-        let write = pool(1).connect_with(writing).await?;
+        let write = pool(1).connect_with(options.clone()).await?;
         if serve {
-            migrator(Driver::Sqlite).run(&write).await?;
+            migrator(Dialect::Sqlite).run(&write).await?;
         }
         let read = pool(SQLITE_READERS).connect_with(options.read_only(true)).await?;
-        Ok(Self(Pools::Sqlite { write, read, _lock: lock }))
+        let file = SqliteFile { path: path.into(), turn: Arc::default() };
+        Ok(Self(Pools::Sqlite { write, read, file, _lock: lock }))
     }
 
     async fn open_postgres(url: &str, access: Access) -> Result<Self, DbError> {
@@ -184,7 +343,7 @@ impl Db {
             ]))
             .await?;
         if access == Access::Serve {
-            migrator(Driver::Postgres).run(&pool).await?;
+            migrator(Dialect::Postgres).run(&pool).await?;
         }
         Ok(Self(Pools::Postgres(pool)))
     }
@@ -196,6 +355,14 @@ impl Db {
         }
     }
 
+    /// The driver itself, for who writes to each in its own way.
+    pub fn driver(&self) -> Driver {
+        match &self.0 {
+            Pools::Sqlite { file, .. } => Driver::Sqlite(file.clone()),
+            Pools::Postgres(pool) => Driver::Postgres(pool.clone()),
+        }
+    }
+
     /// Whether this process is the only one that serves from this database.
     pub fn is_exclusive(&self) -> bool {
         matches!(&self.0, Pools::Sqlite { _lock: Some(_), .. })
@@ -203,42 +370,19 @@ impl Db {
 
     /// A transaction that is on the disk when its commit returns.
     pub async fn begin(&self) -> Result<DbTx, DbError> {
-        // The one connection that writes is told each time: nothing can leave it relaxed.
-        self.begin_with("PRAGMA synchronous = FULL; BEGIN IMMEDIATE", "BEGIN").await
-    }
-
-    /// A transaction for [`SetWise`] statements. If it need not last, its commit does not wait for the disk:
-    /// a power cut may take it, and then takes all that were committed after it as well, up to one that did
-    /// wait.
-    pub async fn begin_batch(&self, must_last: bool) -> Result<DbTx, DbError> {
-        // PostgreSQL plans these statements for good when a table is still small, and would read it whole
-        // ever after.
-        if must_last {
-            self.begin_with(
-                "PRAGMA synchronous = FULL; BEGIN IMMEDIATE",
-                "BEGIN; SET LOCAL enable_seqscan = off",
-            )
-            .await
-        } else {
-            self.begin_with(
-                "PRAGMA synchronous = NORMAL; BEGIN IMMEDIATE",
-                "BEGIN; SET LOCAL enable_seqscan = off; SET LOCAL synchronous_commit = off",
-            )
-            .await
-        }
-    }
-
-    async fn begin_with(&self, sqlite: &'static str, postgres: &'static str) -> Result<DbTx, DbError> {
         Ok(match &self.0 {
-            Pools::Sqlite { write, .. } => DbTx::Sqlite(write.begin_with(sqlite).await?),
-            Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, postgres).await?),
+            Pools::Sqlite { write, file, .. } => {
+                let turn = file.turn().await?;
+                DbTx::Sqlite { tx: write.begin_with("BEGIN IMMEDIATE").await?, _turn: Some(turn) }
+            }
+            Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, "BEGIN").await?),
         })
     }
 
     /// A transaction that sees one instant of the database, for reading all of it.
     pub async fn snapshot(&self) -> Result<DbTx, DbError> {
         Ok(match &self.0 {
-            Pools::Sqlite { read, .. } => DbTx::Sqlite(read.begin().await?),
+            Pools::Sqlite { read, .. } => DbTx::Sqlite { tx: read.begin().await?, _turn: None },
             Pools::Postgres(pool) => DbTx::Postgres(
                 begin_postgres(pool, "BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY").await?,
             ),
@@ -276,65 +420,20 @@ impl DbTx {
     /// Runs a statement and returns how many rows it touched.
     pub async fn execute(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<u64, DbError> {
         Ok(match self {
-            Self::Sqlite(tx) => sqlite(sql, args).execute(&mut **tx).await?.rows_affected(),
+            Self::Sqlite { tx, .. } => sqlite(sql, args).execute(&mut **tx).await?.rows_affected(),
             Self::Postgres(tx) => postgres(sql, args).execute(&mut **tx).await?.rows_affected(),
         })
     }
 
     pub async fn rows(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<Vec<DbRow>, DbError> {
         Ok(match self {
-            Self::Sqlite(tx) => collect(sqlite(sql, args).fetch_all(&mut **tx).await?, DbRow::Sqlite),
+            Self::Sqlite { tx, .. } => collect(sqlite(sql, args).fetch_all(&mut **tx).await?, DbRow::Sqlite),
             Self::Postgres(tx) => collect(postgres(sql, args).fetch_all(&mut **tx).await?, DbRow::Postgres),
         })
     }
 
     pub async fn row(&mut self, sql: &'static str, args: Vec<Arg>) -> Result<Option<DbRow>, DbError> {
         Ok(self.rows(sql, args).await?.into_iter().next())
-    }
-
-    /// Runs each statement over the JSON list of its place.
-    pub async fn all(
-        &mut self,
-        statements: &'static Several,
-        lists: Vec<String>,
-    ) -> Result<Vec<Outcome>, DbError> {
-        let mut outcomes = Vec::with_capacity(lists.len());
-        match self {
-            Self::Sqlite(tx) => {
-                let query = sqlite(&statements.sqlite, lists.into_iter().map(Arg::from).collect());
-                let mut answers = (&mut **tx).fetch_many(query);
-                let mut rows = Vec::new();
-                while let Some(answer) = answers.try_next().await? {
-                    match answer {
-                        Either::Right(row) => rows.push(DbRow::Sqlite(row)),
-                        Either::Left(done) => {
-                            let rows = std::mem::take(&mut rows);
-                            outcomes.push(Outcome { rows, touched: done.rows_affected() });
-                        }
-                    }
-                }
-            }
-            Self::Postgres(tx) => {
-                for (statement, list) in statements.each.iter().zip(lists) {
-                    let mut outcome = Outcome::default();
-                    if list != NOTHING {
-                        let query = postgres(statement.postgres, args![list]);
-                        let mut answers = (&mut **tx).fetch_many(query);
-                        while let Some(answer) = answers.try_next().await? {
-                            match answer {
-                                Either::Right(row) => outcome.rows.push(DbRow::Postgres(row)),
-                                Either::Left(done) => outcome.touched += done.rows_affected(),
-                            }
-                        }
-                    }
-                    outcomes.push(outcome);
-                }
-            }
-        }
-        if outcomes.len() == statements.each.len() {
-            return Ok(outcomes);
-        }
-        Err(DbError::Corrupt(format!("{} of {} statements were run", outcomes.len(), statements.each.len())))
     }
 
     /// The next number of a named sequence. The row it updates orders those who ask.
@@ -351,93 +450,12 @@ impl DbTx {
 
     pub async fn commit(self) -> Result<(), DbError> {
         match self {
-            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Sqlite { tx, .. } => tx.commit().await?,
             Self::Postgres(tx) => tx.commit().await?,
         }
         Ok(())
     }
 }
-
-/// A statement over many rows at once, which are a JSON list in its one parameter. Integers in it are
-/// exact: both databases read them as such, never as floats.
-pub struct SetWise {
-    pub sqlite: &'static str,
-    pub postgres: &'static str,
-}
-
-/// A JSON list of no rows.
-const NOTHING: &str = "[]";
-
-/// Statements that go together. SQLite's driver hands each of what it is given over to a thread of its own
-/// and waits for it, which takes longer than a small statement does: so there they are one text.
-pub struct Several {
-    each: &'static [SetWise],
-    sqlite: String,
-}
-
-impl Several {
-    pub fn new(each: &'static [SetWise]) -> Self {
-        let numbered = |(place, statement): (usize, &SetWise)| {
-            statement.sqlite.replace("$1", &format!("${}", place.saturating_add(1)))
-        };
-        let sqlite = each.iter().enumerate().map(numbered).collect::<Vec<_>>().join(";\n");
-        Self { each, sqlite }
-    }
-}
-
-/// What a statement has found, and how many rows of the database it touched.
-#[derive(Default)]
-pub struct Outcome {
-    pub rows: Vec<DbRow>,
-    pub touched: u64,
-}
-
-/// A [`SetWise`] statement: what comes before its rows, their columns (which are the members of the JSON
-/// objects) and types, and what comes after, on both or on each. The rows are called `r`.
-macro_rules! set_wise {
-    ($before:literal, [$($columns:tt)*], $after:literal) => {
-        $crate::db::set_wise!($before, [$($columns)*], $after, $after)
-    };
-    (
-        $before:literal, [$first:ident $its_type:ident $(, $column:ident $type:ident)*],
-        $after_sqlite:literal, $after_postgres:literal
-    ) => {
-        $crate::db::SetWise {
-            sqlite: concat!(
-                $before, " (SELECT value ->> '", stringify!($first), "' AS ", stringify!($first),
-                $(", value ->> '", stringify!($column), "' AS ", stringify!($column),)*
-                " FROM json_each($1)) AS r ", $after_sqlite,
-            ),
-            postgres: concat!(
-                $before, " jsonb_to_recordset($1::jsonb) AS r (", stringify!($first), " ", stringify!($its_type),
-                $(", ", stringify!($column), " ", stringify!($type),)*
-                ") ", $after_postgres,
-            ),
-        }
-    };
-}
-pub(crate) use set_wise;
-
-/// A [`SetWise`] statement over the rows whose column, the last word of `$before`, is in a JSON list of texts
-/// or of integers. On PostgreSQL the list is made an array first: each of it is then looked up in the index.
-macro_rules! those_in {
-    ($before:literal, $type:ident, $after_sqlite:literal, $after_postgres:literal) => {
-        $crate::db::SetWise {
-            sqlite: concat!($before, " IN (SELECT value FROM json_each($1)) ", $after_sqlite),
-            postgres: concat!(
-                $before,
-                " = ANY(ARRAY(SELECT value::",
-                stringify!($type),
-                " FROM jsonb_array_elements_text($1::jsonb))) ",
-                $after_postgres,
-            ),
-        }
-    };
-    ($before:literal, $type:ident) => {
-        $crate::db::those_in!($before, $type, "", "")
-    };
-}
-pub(crate) use those_in;
 
 /// A statement's parameter. NULL keeps its type, which PostgreSQL insists on.
 #[derive(Clone, Debug)]
@@ -603,13 +621,13 @@ fn lock_file(database: &Path) -> Result<File, DbError> {
 }
 
 #[derive(Copy, Clone, PartialEq, Eq)]
-enum Driver {
+enum Dialect {
     Sqlite,
     Postgres,
 }
 
 /// The numbered migrations: those of both databases first, then what each spells its own way.
-fn migrator(driver: Driver) -> Migrator {
+fn migrator(dialect: Dialect) -> Migrator {
     let shared = [
         (1, "ledger", include_str!("../migrations/0001_ledger.sql")),
         (2, "auth", include_str!("../migrations/0002_auth.sql")),
@@ -621,12 +639,12 @@ fn migrator(driver: Driver) -> Migrator {
         (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
         (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
     ];
-    let own = match driver {
-        Driver::Sqlite => [
+    let own = match dialect {
+        Dialect::Sqlite => [
             (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
         ],
-        Driver::Postgres => [
+        Dialect::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
         ],

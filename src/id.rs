@@ -13,7 +13,27 @@ pub struct Wallet(pub Address);
 impl Wallet {
     /// The stored form: `0x` and 40 lower-case hex digits.
     pub fn key(self) -> String {
-        format!("{:#x}", self.0)
+        self.stored().as_str().to_owned()
+    }
+
+    /// The same, made where it stands.
+    pub fn stored(self) -> StoredWallet {
+        let mut text = *b"0x0000000000000000000000000000000000000000";
+        if let Some(digits) = text.get_mut(2..) {
+            // Forty digits are what twenty bytes take.
+            let _ = hex::encode_to_slice(self.0, digits);
+        }
+        StoredWallet(text)
+    }
+}
+
+/// A wallet as the books name it.
+#[derive(Copy, Clone)]
+pub struct StoredWallet([u8; 42]);
+
+impl StoredWallet {
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
     }
 }
 

@@ -249,7 +249,7 @@ impl Metering {
         };
         let held = match &order.claim {
             Some(claim) => self.ledger.hold_claimed(&hold, claim).await,
-            None => self.ledger.hold(&hold).await,
+            None => self.ledger.hold_early(&hold).await,
         };
         match held {
             Ok(_) => {}

@@ -24,6 +24,11 @@ impl Tasks {
         tokio::spawn(self.work.track_future(work))
     }
 
+    /// Starts work that computes or waits for the disk, on a thread where that holds up nothing else.
+    pub fn spawn_blocking(&self, work: impl FnOnce() + Send + 'static) {
+        drop(self.work.spawn_blocking(work));
+    }
+
     /// Starts a loop that ends when the server stops.
     #[expect(clippy::disallowed_methods, reason = "the one place that starts tasks")]
     pub fn spawn_service(&self, service: impl Future<Output = ()> + Send + 'static) {

@@ -25,7 +25,7 @@ use crate::money::{MicroUsdc, PicoUsd};
 use crate::pricing::{Charge, Terms, Usage};
 use batch::Operation;
 use store::{Booking, Kind};
-use writer::Writer;
+use writer::{Told, Writer};
 
 /// A node renews its lease this often …
 pub const LEASE_RENEWAL: Duration = Duration::from_secs(10);
@@ -227,7 +227,7 @@ struct Lease {
 
 impl Ledger {
     pub fn new(db: Db, clock: Clock, node: String) -> Self {
-        let writer = Writer::new(db.clone(), clock.clone(), node.clone());
+        let writer = Writer::new(&db, clock.clone(), node.clone());
         Self { db, clock, node, lease: Arc::default(), writer }
     }
 
@@ -239,23 +239,29 @@ impl Ledger {
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
     /// another under its id is a conflict.
     pub async fn hold(&self, hold: &Hold) -> Result<Balance, LedgerError> {
-        self.make_hold(hold, None).await
+        self.make_hold(hold, None, Told::WhenCommitted).await
+    }
+
+    /// The same for who goes on at once: returns when it is certain that the hold fits, and does not wait
+    /// for its commit. Should that fail, the hold's end is booked all the same, as that of one that was lost.
+    pub async fn hold_early(&self, hold: &Hold) -> Result<Balance, LedgerError> {
+        self.make_hold(hold, None, Told::WhenDecided).await
     }
 
     /// The same for a request that has a name: it is held for only if the name is free.
     pub async fn hold_claimed(&self, hold: &Hold, claim: &Claim) -> Result<Balance, LedgerError> {
-        self.make_hold(hold, Some(claim.clone())).await
+        self.make_hold(hold, Some(claim.clone()), Told::WhenCommitted).await
     }
 
-    async fn make_hold(&self, hold: &Hold, claim: Option<Claim>) -> Result<Balance, LedgerError> {
+    async fn make_hold(&self, hold: &Hold, claim: Option<Claim>, told: Told) -> Result<Balance, LedgerError> {
         let operation = Operation::Hold { hold: hold.clone(), claim };
-        timed("hold", self.writer.submit(operation)).await.map(|held| held.balance)
+        timed("hold", self.writer.submit(operation, told)).await.map(|held| held.balance)
     }
 
     /// Ends a hold. The same end again is the same result; another end is a conflict, and the
     /// first stands.
     pub async fn end(&self, ending: &Ending) -> Result<Ended, LedgerError> {
-        timed("end", self.writer.submit(Operation::End(ending.clone()))).await
+        timed("end", self.writer.submit(Operation::End(ending.clone()), Told::WhenCommitted)).await
     }
 
     /// Resolves when no hold and no end is on its way into the books any more.

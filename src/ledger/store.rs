@@ -255,7 +255,7 @@ pub fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
         wallet: row.wallet("wallet")?,
         api_key_id: row.int_or_null("api_key_id")?,
         amount: row.micro("amount_micro")?,
-        terms: read_terms(row)?,
+        terms: read_terms(&row.text("terms")?)?,
         created_at: row.time("created_at_ms")?,
     })
 }
@@ -272,7 +272,7 @@ pub fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
         api_key_id: row.int_or_null("api_key_id")?,
         outcome: row.parsed("outcome")?,
         reason: row.text_or_null("reason")?,
-        terms: read_terms(row)?,
+        terms: read_terms(&row.text("terms")?)?,
         hold: row.micro("hold_micro")?,
         charged: row.micro("charged_micro")?,
         cost: PicoUsd::new(row.int("cost_pico")?.into()),
@@ -288,8 +288,8 @@ pub fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
     })
 }
 
-fn read_terms(row: &DbRow) -> Result<Terms, DbError> {
-    serde_json::from_str(&row.text("terms")?).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
+pub fn read_terms(json: &str) -> Result<Terms, DbError> {
+    serde_json::from_str(json).map_err(|e| DbError::Corrupt(format!("terms: {e}")))
 }
 
 pub fn terms_json(terms: &Terms) -> Result<String, DbError> {

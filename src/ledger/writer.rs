@@ -1,19 +1,23 @@
 //! Group commit: operations that come while a commit is under way wait for it, and then go together in
 //! one transaction. Nobody waits for a batch to fill, and under load the disk is waited for once for many.
 //!
+//! Who asks is told when it is committed. Who holds may ask to be told already when it is certain to fit
+//! ([`Told::WhenDecided`]): a hold that is lost after that costs nobody but the operator, and the request
+//! need not wait for the disk.
+//!
 //! Each wallet has a queue of its own, and a batch takes one operation of each in turn, so that a wallet
 //! with a thousand waiting delays its own.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
-use crate::db::{Db, DbError};
+use crate::db::{Db, DbError, Driver};
 use crate::id::Wallet;
-use crate::ledger::batch::Operation;
-use crate::ledger::batch::store::{self, Loaded};
+use crate::ledger::batch::{Loaded, Operation, PostgresStore, SqliteStore, Store};
 use crate::ledger::{Ended, LedgerError};
 use crate::tasks::Tasks;
 
@@ -31,9 +35,31 @@ const POSTGRES_WRITERS: usize = 2;
 /// What an operation came to.
 type Answer = Result<Ended, LedgerError>;
 
+/// When who asks is to be told.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum Told {
+    WhenDecided,
+    WhenCommitted,
+}
+
 struct Waiting {
     operation: Operation,
-    answer: oneshot::Sender<Answer>,
+    asker: Asker,
+}
+
+/// Who waits for an answer, until it has been told.
+struct Asker {
+    answer: Option<oneshot::Sender<Answer>>,
+    told: Told,
+}
+
+impl Asker {
+    fn tell(&mut self, answer: Answer) {
+        if let Some(waiting) = self.answer.take() {
+            // If nobody waits for it any more, it is done all the same.
+            drop(waiting.send(answer));
+        }
+    }
 }
 
 /// Takes operations and answers them. Cheap to clone.
@@ -41,7 +67,7 @@ struct Waiting {
 pub struct Writer(Arc<Inner>);
 
 struct Inner {
-    db: Db,
+    driver: Driver,
     clock: Clock,
     node: String,
     tasks: Tasks,
@@ -50,29 +76,47 @@ struct Inner {
 }
 
 impl Writer {
-    pub fn new(db: Db, clock: Clock, node: String) -> Self {
-        let most_writers = if db.kind() == "postgres" { POSTGRES_WRITERS } else { 1 };
+    pub fn new(db: &Db, clock: Clock, node: String) -> Self {
+        let driver = db.driver();
+        let most_writers = match driver {
+            Driver::Sqlite(_) => 1,
+            Driver::Postgres(_) => POSTGRES_WRITERS,
+        };
         let (tasks, queue) = (Tasks::default(), Mutex::default());
-        Self(Arc::new(Inner { db, clock, node, tasks, most_writers, queue }))
+        Self(Arc::new(Inner { driver, clock, node, tasks, most_writers, queue }))
     }
 
-    /// Has an operation done, and returns what it came to when that is committed. It is done also if the
-    /// caller does not wait for it.
-    pub async fn submit(&self, operation: Operation) -> Answer {
+    /// Has an operation done, and returns what it came to. It is done also if the caller does not wait.
+    pub async fn submit(&self, operation: Operation, told: Told) -> Answer {
         let (answer, answered) = oneshot::channel();
         {
             let mut queue = self.0.queue();
-            queue.push(Waiting { operation, answer })?;
+            queue.push(Waiting { operation, asker: Asker { answer: Some(answer), told } })?;
             if queue.writers < self.0.most_writers && !queue.ready.is_empty() {
                 queue.writers += 1;
-                let writing = Writing { inner: Arc::clone(&self.0), has_ended: false };
-                self.0.tasks.spawn(writing.write_until_empty());
+                self.start_writing();
             }
         }
         answered.await.unwrap_or(Err(LedgerError::Db(DbError::Abandoned)))
     }
 
-    /// Resolves when all that was submitted has been answered.
+    fn start_writing(&self) {
+        let (inner, has_ended) = (Arc::clone(&self.0), false);
+        match &self.0.driver {
+            Driver::Postgres(pool) => {
+                let writing = Writing::<PostgresStore> { inner, home: pool.clone(), has_ended };
+                self.0.tasks.spawn(writing.write_until_empty());
+            }
+            // A thread of its own while there is something to write: it computes, and waits for the disk.
+            Driver::Sqlite(file) => {
+                let writing = Writing::<SqliteStore> { inner, home: file.clone(), has_ended };
+                let runtime = Handle::current();
+                self.0.tasks.spawn_blocking(move || runtime.block_on(writing.write_until_empty()));
+            }
+        }
+    }
+
+    /// Resolves when all that was submitted has been answered and written.
     pub async fn idle(&self) {
         self.0.tasks.idle().await;
     }
@@ -83,29 +127,47 @@ impl Inner {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does operations in one transaction, and returns what each came to, in their order.
-    async fn apply(&self, batch: &[Waiting]) -> Result<Vec<Answer>, Failure> {
-        let operations: Vec<_> = batch.iter().map(|waiting| &waiting.operation).collect();
-        let must_last = operations.iter().any(|operation| operation.must_last());
+    /// Does operations in one transaction, and tells who asked.
+    async fn apply(
+        &self,
+        store: &mut impl Store,
+        operations: &[Operation],
+        askers: &mut [Asker],
+    ) -> Result<(), Failure> {
+        let must_last = operations.iter().any(Operation::must_last);
         loop {
-            let mut tx = self.db.begin_batch(must_last).await.map_err(Failure::Begin)?;
+            store.begin(must_last).await.map_err(Failure::Begin)?;
             let now = self.clock.now();
-            let mut page = match store::load(&mut tx, &operations).await.map_err(Failure::Within)? {
+            let mut page = match store.load(operations, now).await.map_err(Failure::Within)? {
                 Loaded::Page(page) => page,
-                // Written alone: an insertion among rows that are taken in order would break the order.
-                Loaded::NoWallets(wallets) => {
-                    store::insert_wallets(&mut tx, &wallets, now).await.map_err(Failure::Within)?;
-                    tx.commit().await.map_err(Failure::Commit)?;
+                Loaded::NewWallets => {
+                    store.commit().await.map_err(Failure::Commit)?;
                     continue;
                 }
             };
-            let answers = operations.iter().map(|operation| page.decide(operation)).collect();
+            let answers: Vec<_> = operations.iter().map(|operation| page.decide(operation)).collect();
             if page.is_changed() {
-                store::write(&mut tx, &page, &self.node, now).await.map_err(Failure::Within)?;
-                tx.commit().await.map_err(Failure::Commit)?;
+                store.write(&page, &self.node, now).await.map_err(Failure::Within)?;
+                tell_early(operations, &answers, askers);
+                store.commit().await.map_err(Failure::Commit)?;
                 metrics::counter!("farebox_ledger_commits_total").increment(1);
             }
-            return Ok(answers);
+            for (asker, answer) in askers.iter_mut().zip(answers) {
+                asker.tell(answer);
+            }
+            return Ok(());
+        }
+    }
+}
+
+/// Tells who need not wait for the commit, now that the database has taken what it is about.
+fn tell_early(operations: &[Operation], answers: &[Answer], askers: &mut [Asker]) {
+    for ((operation, answer), asker) in operations.iter().zip(answers).zip(askers) {
+        if let Ok(held) = answer
+            && asker.told == Told::WhenDecided
+            && !operation.must_last()
+        {
+            asker.tell(Ok(*held));
         }
     }
 }
@@ -134,16 +196,37 @@ impl Failure {
 }
 
 /// A writer's place. However the writer ends, another can take it.
-struct Writing {
+struct Writing<S: Store> {
     inner: Arc<Inner>,
+    home: S::Home,
     has_ended: bool,
 }
 
-impl Writing {
+impl<S: Store> Writing<S> {
     async fn write_until_empty(mut self) {
-        while let Some(batch) = self.next_batch() {
-            batch.write().await;
+        loop {
+            // What comes while the turn is waited for goes with the others.
+            let store = match S::turn(&self.home).await {
+                Ok(store) => store,
+                Err(error) => return self.give_up(error),
+            };
+            match self.next_batch() {
+                Some(batch) => batch.write(store).await,
+                None => return,
+            }
         }
+    }
+
+    /// Ends with all that wait told why.
+    fn give_up(&mut self, error: DbError) {
+        let waiting = {
+            let mut queue = self.inner.queue();
+            queue.writers -= 1;
+            self.has_ended = true;
+            queue.take_all()
+        };
+        let mut askers: Vec<_> = waiting.into_iter().map(|waiting| waiting.asker).collect();
+        tell_all(&mut askers, &Arc::new(error));
     }
 
     fn next_batch(&mut self) -> Option<Batch> {
@@ -155,11 +238,13 @@ impl Writing {
             return None;
         }
         let wallets = waiting.iter().map(|waiting| waiting.operation.wallet()).collect();
-        Some(Batch { inner: Arc::clone(&self.inner), wallets, waiting })
+        let (operations, askers) =
+            waiting.into_iter().map(|waiting| (waiting.operation, waiting.asker)).unzip();
+        Some(Batch { inner: Arc::clone(&self.inner), wallets, operations, askers })
     }
 }
 
-impl Drop for Writing {
+impl<S: Store> Drop for Writing<S> {
     fn drop(&mut self) {
         if !self.has_ended {
             // Cut off by a panic, or with its runtime. Who waits is told, rather than left to wait.
@@ -174,64 +259,64 @@ impl Drop for Writing {
 struct Batch {
     inner: Arc<Inner>,
     wallets: HashSet<Wallet>,
-    waiting: Vec<Waiting>,
+    operations: Vec<Operation>,
+    /// Of each operation.
+    askers: Vec<Asker>,
 }
 
 impl Batch {
-    async fn write(mut self) {
-        let batch = std::mem::take(&mut self.waiting);
-        match self.inner.apply(&batch).await {
-            Ok(answers) => {
-                for (waiting, answer) in batch.into_iter().zip(answers) {
-                    waiting.say(answer);
-                }
-            }
+    async fn write(mut self, mut store: impl Store) {
+        match self.inner.apply(&mut store, &self.operations, &mut self.askers).await {
+            Ok(()) => {}
             Err(failure) if failure.is_about_rows() => {
-                let error = failure.into_error();
-                tracing::warn!(%error, operations = batch.len(), "a batch was refused; each is tried alone");
-                self.write_one_by_one(batch).await;
+                let (error, operations) = (failure.into_error(), self.operations.len());
+                tracing::warn!(%error, operations, "a batch was refused; each is tried alone");
+                self.write_one_by_one(store).await;
             }
-            Err(failure) => self.fail(batch, failure),
+            Err(failure) => self.inner.fail(std::mem::take(&mut self.askers), failure),
         }
     }
 
     /// What was decided in memory should be taken. Where it is not, it is one operation that fails.
-    async fn write_one_by_one(&self, batch: Vec<Waiting>) {
-        let mut batch = batch.into_iter();
-        while let Some(waiting) = batch.next() {
-            match self.inner.apply(std::slice::from_ref(&waiting)).await {
-                Ok(mut answers) => waiting.say(answers.pop().unwrap_or(Err(DbError::Abandoned.into()))),
-                Err(failure) if failure.is_about_rows() => waiting.say(Err(failure.into_error().into())),
-                Err(failure) => {
-                    let rest = std::iter::once(waiting).chain(batch).collect();
-                    return self.fail(rest, failure);
+    async fn write_one_by_one(&mut self, mut store: impl Store) {
+        let mut askers = std::mem::take(&mut self.askers);
+        for at in 0..self.operations.len() {
+            let (Some(operation), Some(asker)) = (self.operations.get(at..=at), askers.get_mut(at..=at))
+            else {
+                return;
+            };
+            match self.inner.apply(&mut store, operation, asker).await {
+                Ok(()) => {}
+                Err(failure) if failure.is_about_rows() => {
+                    let error = Arc::new(failure.into_error());
+                    tell_all(asker, &error);
                 }
+                Err(failure) => return self.inner.fail(askers.split_off(at), failure),
             }
         }
     }
+}
 
-    fn fail(&self, mut batch: Vec<Waiting>, failure: Failure) {
+impl Inner {
+    /// Tells those who asked that it failed, and where nothing could be begun all that wait as well: it has
+    /// been waited for as long as one waits for a connection, and nobody waits for that in turn.
+    fn fail(&self, mut askers: Vec<Asker>, failure: Failure) {
         if matches!(failure, Failure::Begin(_)) {
-            // It has been waited for as long as one waits for a connection: nobody waits for that in turn.
-            batch.extend(self.inner.queue().take_all());
+            askers.extend(self.queue().take_all().into_iter().map(|waiting| waiting.asker));
         }
-        let error = Arc::new(failure.into_error());
-        for waiting in batch {
-            waiting.say(Err(LedgerError::Db(DbError::Shared(Arc::clone(&error)))));
-        }
+        tell_all(&mut askers, &Arc::new(failure.into_error()));
+    }
+}
+
+fn tell_all(askers: &mut [Asker], error: &Arc<DbError>) {
+    for asker in askers {
+        asker.tell(Err(LedgerError::Db(DbError::Shared(Arc::clone(error)))));
     }
 }
 
 impl Drop for Batch {
     fn drop(&mut self) {
         self.inner.queue().give_back(&self.wallets);
-    }
-}
-
-impl Waiting {
-    fn say(self, answer: Answer) {
-        // If nobody waits for it any more, it is done all the same.
-        drop(self.answer.send(answer));
     }
 }
 
@@ -319,5 +404,61 @@ impl Queue {
                 self.ready.push_back(*wallet);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Timestamp;
+    use crate::ledger::{Ending, Hold};
+    use crate::money::{MicroUsdc, UnitPrice};
+    use crate::pricing::{Prices, Terms};
+
+    fn waiting(number: u8, id: usize) -> Waiting {
+        let price = UnitPrice::new(1);
+        let hold = Hold {
+            id: id.to_string(),
+            wallet: Wallet([number; 20].into()),
+            api_key_id: None,
+            amount: MicroUsdc::new(1),
+            terms: Terms {
+                model: String::new(),
+                provider: String::new(),
+                upstream_model: String::new(),
+                prices: Prices { prompt: price, cached_prompt: price, completion: price },
+                markup_bps: 0,
+            },
+            created_at: Timestamp::from_millis(0),
+        };
+        let operation = Operation::End(Ending::released(hold, "test"));
+        Waiting { operation, asker: Asker { answer: None, told: Told::WhenCommitted } }
+    }
+
+    /// Of which wallets the next batch is, in its order.
+    fn next(queue: &mut Queue) -> Vec<u8> {
+        queue.take().iter().map(|waiting| waiting.operation.wallet().0[0]).collect()
+    }
+
+    #[test]
+    fn a_batch_takes_of_each_wallet_one_in_turn() {
+        let mut queue = Queue::default();
+        for id in 0..1000 {
+            queue.push(waiting(1, id)).unwrap();
+        }
+        for (number, id) in [(2, 1000), (3, 1001), (2, 1002)] {
+            queue.push(waiting(number, id)).unwrap();
+        }
+        let batch = next(&mut queue);
+        assert_eq!((batch.len(), &batch[..7]), (BATCH, [1, 2, 3, 1, 2, 1, 1].as_slice()));
+        // While it is under way, nothing else of its wallets is begun, and others are.
+        assert!(next(&mut queue).is_empty());
+        queue.push(waiting(2, 1003)).unwrap();
+        queue.push(waiting(4, 1004)).unwrap();
+        assert_eq!(next(&mut queue), [4]);
+        queue.give_back(&HashSet::from([1, 2, 3].map(|number| Wallet([number; 20].into()))));
+        let batch = next(&mut queue);
+        assert_eq!(batch.iter().filter(|number| **number == 2).count(), 1);
+        assert_eq!(batch.len(), BATCH);
     }
 }

@@ -6,7 +6,8 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use farebox::claims::Claim;
-use farebox::db::{Access, Arg, Db, DbTx};
+use farebox::clock::Clock;
+use farebox::db::{Access, Arg, Db, DbTx, Driver};
 use farebox::ledger::{Balance, Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use farebox::money::MicroUsdc;
 use futures_util::FutureExt as _;
@@ -15,7 +16,9 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
 use super::{at_once, make_key};
-use crate::support::books::{Books, assert_no_drift, balance, both, completion, hold, settled, wallet};
+use crate::support::books::{
+    Books, NOW, assert_no_drift, balance, both, completion, credit, hold, settled, wallet,
+};
 use crate::support::in_time;
 use crate::support::postgres::Postgres;
 
@@ -46,8 +49,13 @@ impl Operation {
 }
 
 /// Asks for all of it before any of it can be begun.
-async fn together(ledger: &Ledger, operations: &[Operation]) -> Vec<Answer> {
-    join_all(operations.iter().map(|operation| operation.run(ledger))).await
+async fn together(books: &Books, ledger: &Ledger, operations: &[Operation]) -> Vec<Answer> {
+    // On SQLite a thread waits for its turn; on PostgreSQL a task begins when this one waits.
+    let turn = books.db.begin().await.unwrap();
+    let mut asked = pin!(join_all(operations.iter().map(|operation| operation.run(ledger))));
+    assert!(asked.as_mut().now_or_never().is_none() || operations.is_empty());
+    drop(turn);
+    asked.await
 }
 
 fn held(micro: i64, locked: i64) -> Ended {
@@ -72,7 +80,7 @@ async fn what_comes_together_is_one_transaction() {
         books.credit(payer, 1000).await;
         holds.push(Operation::Hold(hold(format!("req_{number}"), payer, 10)));
     }
-    assert!(together(&ledger, &holds).await.iter().all(Result::is_ok));
+    assert!(together(&books, &ledger, &holds).await.iter().all(Result::is_ok));
     assert_eq!(books.number("SELECT COUNT(DISTINCT CAST(xmin AS TEXT)) AS n FROM holds").await, 1);
     books.discard().await;
 }
@@ -89,6 +97,7 @@ async fn each_of_a_batch_is_decided_as_if_it_came_alone() {
 
         let third = hold("req_3", payer, 400);
         let answers = together(
+            books,
             &ledger,
             &[
                 // Of the payer, one after the other.
@@ -147,6 +156,7 @@ async fn a_hold_and_its_end_may_come_together() {
         let next = Hold { id: "req_2".into(), ..keyed.clone() };
         let ending = settled(&keyed, completion(100));
         let answers = together(
+            books,
             &ledger,
             &[
                 Operation::Hold(keyed.clone()),
@@ -177,7 +187,7 @@ async fn of_a_name_that_many_claim_together_one_gets_it() {
         operations.push(Operation::Claimed(hold("req_20", payer, 10), other.clone()));
         // Also where there is nothing left to hold: what is there already is worth asking for.
         operations.push(Operation::Claimed(hold("req_21", payer, 5000), claim.clone()));
-        let answers = together(&ledger, &operations).await;
+        let answers = together(books, &ledger, &operations).await;
         assert_eq!(*answers[0].as_ref().unwrap(), held(1000, 10));
         for (number, answer) in answers.iter().enumerate().skip(1) {
             let Err(LedgerError::Claimed(claimed)) = answer else { panic!("{answer:?}") };
@@ -186,6 +196,7 @@ async fn of_a_name_that_many_claim_together_one_gets_it() {
 
         // What comes to nothing gives its name back, in the same batch as well; to the same request alone.
         let answers = together(
+            books,
             &ledger,
             &[
                 Operation::End(Ending::released(hold("req_0", payer, 10), "upstream_failed")),
@@ -313,7 +324,9 @@ async fn compare(steps: &[Step]) -> Result<(), TestCaseError> {
         let mut rest = operations.as_slice();
         for size in [1, 2, 5, 30, 112] {
             let (batch, left) = rest.split_at(size);
-            answers.extend(together(&ledger, batch).await.into_iter().map(|answer| format!("{answer:?}")));
+            answers.extend(
+                together(books, &ledger, batch).await.into_iter().map(|answer| format!("{answer:?}")),
+            );
             rest = left;
         }
         for (number, (answer, expected)) in answers.iter().zip(&expected).enumerate() {
@@ -366,6 +379,7 @@ async fn an_operation_that_the_database_refuses_fails_alone() {
         let open = hold("req_1", wallet(1), 300);
         ledger.hold(&open).await.unwrap();
         let answers = together(
+            books,
             &ledger,
             &[
                 Operation::End(settled(&open, completion(100))),
@@ -401,13 +415,13 @@ async fn an_error_in_mid_batch_fails_all_of_it_and_leaves_nothing_half_done() {
         ];
         // One of the last to be written.
         books.sql("ALTER TABLE usage_totals RENAME TO elsewhere").await.unwrap();
-        let answers = together(&ledger, &operations).await;
+        let answers = together(books, &ledger, &operations).await;
         for answer in answers {
             assert!(matches!(&answer, Err(LedgerError::Db(error)) if error.may_pass()), "{answer:?}");
         }
         books.sql("ALTER TABLE elsewhere RENAME TO usage_totals").await.unwrap();
         assert_eq!(rows(books).await, before);
-        assert!(together(&ledger, &operations).await.iter().all(Result::is_ok));
+        assert!(together(books, &ledger, &operations).await.iter().all(Result::is_ok));
         assert_no_drift(&books.db).await;
     })
     .await;
@@ -512,23 +526,23 @@ async fn when_too_many_wait_altogether_holds_are_refused_at_once_and_ends_are_no
 
 #[tokio::test]
 async fn a_wallet_with_many_waiting_does_not_delay_another() {
-    both(async |books| {
-        let ledger = books.ledger("a");
-        books.credit(wallet(1), 1000).await;
-        books.credit(wallet(2), 1000).await;
-        let done = AtomicUsize::new(0);
-        let many = join_all((0..1000).map(async |number| {
-            ledger.hold(&hold(format!("req_{number}"), wallet(1), 1)).await.unwrap();
-            done.fetch_add(1, Ordering::Relaxed);
-        }));
-        let one = async {
-            ledger.hold(&hold("req_other", wallet(2), 1)).await.unwrap();
-            done.load(Ordering::Relaxed)
-        };
-        let (_, done_before) = tokio::join!(many, one);
-        assert!(done_before < BATCH, "{done_before} of the thousand were done before");
-    })
-    .await;
+    // Where the writer is a task of this thread, so that it is seen after which of the many the other came.
+    let books = Books::postgres().await;
+    let ledger = books.ledger("a");
+    books.credit(wallet(1), 1000).await;
+    books.credit(wallet(2), 1000).await;
+    let done = AtomicUsize::new(0);
+    let many = join_all((0..1000).map(async |number| {
+        ledger.hold(&hold(format!("req_{number}"), wallet(1), 1)).await.unwrap();
+        done.fetch_add(1, Ordering::Relaxed);
+    }));
+    let one = async {
+        ledger.hold(&hold("req_other", wallet(2), 1)).await.unwrap();
+        done.load(Ordering::Relaxed)
+    };
+    let (_, done_before) = tokio::join!(many, one);
+    assert!(done_before < BATCH, "{done_before} of the thousand were done before");
+    books.discard().await;
 }
 
 // ---- nodes, the disk, and the end
@@ -576,31 +590,80 @@ async fn two_nodes_with_the_same_wallets_agree() {
 }
 
 #[tokio::test]
-async fn only_holds_without_a_name_do_not_wait_for_the_disk() {
+async fn on_postgres_only_holds_without_a_name_do_not_wait_for_the_disk() {
     let server = Postgres::durable().await;
-    let durable = Db::open(&server.fresh_database().await, Access::Serve).await.unwrap();
-    let books = Books::sqlite().await;
-    for db in [&books.db, &durable] {
-        let (query, column, relaxed, full) = match db.kind() {
-            "sqlite" => ("SELECT CAST(synchronous AS TEXT) AS s FROM pragma_synchronous", "s", "1", "2"),
-            _ => ("SELECT current_setting('synchronous_commit') AS s", "s", "off", "on"),
-        };
-        let setting = async |mut tx: DbTx| {
-            let row = tx.row(query, vec![]).await.unwrap().unwrap();
-            tx.commit().await.unwrap();
-            row.text(column).unwrap()
-        };
-        // In turn, on the same connections: whatever was before, each has its own.
-        for _ in 0..3 {
-            assert_eq!(setting(db.begin_batch(false).await.unwrap()).await, relaxed, "{}", db.kind());
-            assert_eq!(setting(db.begin().await.unwrap()).await, full, "{}", db.kind());
-            drop(db.begin_batch(false).await.unwrap());
-            assert_eq!(setting(db.begin_batch(true).await.unwrap()).await, full, "{}", db.kind());
-            drop(db.begin_batch(false).await.unwrap());
-        }
+    let db = Db::open(&server.fresh_database().await, Access::Serve).await.unwrap();
+    let ledger = Ledger::new(db.clone(), Clock::fixed(NOW), "a".into());
+    let mut tx = db.begin().await.unwrap();
+    credit(&ledger, &mut tx, wallet(1), MicroUsdc::new(100_000), 1).await.unwrap();
+    tx.commit().await.unwrap();
+    let is_on_disk = async || {
+        // Where a page begins the two differ by its header.
+        let query = "SELECT CAST(pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn() AS BIGINT) AS n";
+        db.row(query, vec![]).await.unwrap().unwrap().int("n").unwrap() < 64
+    };
+    let mut relaxed = 0;
+    for number in 0..10 {
+        let held = hold(format!("req_{number}"), wallet(1), 300);
+        ledger.hold(&held).await.unwrap();
+        relaxed += usize::from(!is_on_disk().await);
+        ledger.end(&settled(&held, completion(1))).await.unwrap();
+        assert!(is_on_disk().await, "the {number}th end");
+        let claim = named(&number.to_string(), b"{}");
+        ledger.hold_claimed(&hold(format!("req_named_{number}"), wallet(1), 1), &claim).await.unwrap();
+        assert!(is_on_disk().await, "the {number}th hold with a name");
     }
-    durable.close().await;
+    // The server writes by itself as well, five times a second.
+    assert!(relaxed >= 5, "{relaxed} of 10 holds were not waited for");
+    db.close().await;
+}
+
+#[tokio::test]
+async fn on_sqlite_only_what_must_last_waits_for_the_disk() {
+    let books = Books::sqlite().await;
+    let Driver::Sqlite(file) = books.db.driver() else { panic!("it is SQLite") };
+    let mut turn = file.turn().await.unwrap();
+    // In turn, on the same connection: whatever was before, each has its own.
+    for must_last in [false, true, true, false, false, true] {
+        turn.begin(must_last).unwrap();
+        let setting = turn
+            .prepare("SELECT synchronous FROM pragma_synchronous")
+            .unwrap()
+            .query_row([], |row| row.get(0));
+        assert_eq!(setting, Ok(if must_last { 2 } else { 1 }));
+        turn.commit().unwrap();
+    }
+    // Whoever writes otherwise always waits, on a connection of its own.
+    drop(turn);
+    let mut tx = books.db.begin().await.unwrap();
+    let row = tx.row("SELECT synchronous AS n FROM pragma_synchronous", vec![]).await.unwrap().unwrap();
+    assert_eq!(row.int("n").unwrap(), 2);
+    drop(tx);
     books.discard().await;
+}
+
+#[tokio::test]
+async fn a_hold_is_told_early_once_nobody_can_take_its_money_and_before_it_is_committed() {
+    both(async |books| {
+        let (ledger, payer) = (books.ledger("a"), wallet(1));
+        books.credit(payer, 1000).await;
+        // Whoever is told early may end it at once: the end waits for the commit.
+        let mut ends = Vec::new();
+        for number in 0..20 {
+            let held = hold(format!("req_{number}"), payer, 50);
+            assert_eq!(ledger.hold_early(&held).await.unwrap(), balance(1000, 50 * (number + 1)));
+            ends.push(settled(&held, completion(10)));
+        }
+        let none_left = ledger.hold_early(&hold("req_20", payer, 1)).await;
+        assert!(matches!(none_left, Err(LedgerError::Insufficient { .. })), "{none_left:?}");
+        for ending in &ends {
+            assert_eq!(ledger.end(ending).await.unwrap().charged, ending.charge.charged);
+            let receipt = ledger.receipt(payer, &ending.hold.id).await.unwrap().unwrap();
+            assert_eq!(receipt.reason, None, "it was not lost");
+        }
+        assert_no_drift(&books.db).await;
+    })
+    .await;
 }
 
 /// A plan made while the tables were empty is kept; it must do when they are not.
@@ -617,7 +680,7 @@ async fn no_table_is_read_whole_for_a_batch() {
         let claimed = |(number, hold)| Operation::Claimed(hold, claim(number));
         let holds: Vec<_> = holds.into_iter().enumerate().map(claimed).collect();
         for operations in [holds, ends] {
-            assert!(together(&ledger, &operations).await.iter().all(Result::is_ok));
+            assert!(together(&books, &ledger, &operations).await.iter().all(Result::is_ok));
         }
     }
     // What a connection did is counted when it ends.

@@ -52,6 +52,8 @@ fn a_random_trace_is_the_same_in_the_model_on_sqlite_and_on_postgres() {
 
 async fn run(trace: &[Step]) -> Result<(), TestCaseError> {
     let mut model = Model::default();
+    // Whose keys there are has a row.
+    model.wallets.insert(1, Balance::default());
     let (sqlite, postgres) = tokio::join!(Books::sqlite(), Books::postgres());
     for books in [&sqlite, &postgres] {
         for key in KEYS {

@@ -1,16 +1,20 @@
 //! Many operations decided one after the other, each as if those before it had been committed alone. In
-//! memory: [`store`] brings the rows that they are about and writes down what has become of them.
+//! memory: a [`Store`] brings the rows that they are about and writes down what has become of them.
 
-pub mod store;
+mod postgres_store;
+mod sqlite_store;
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+
+pub use postgres_store::PostgresStore;
+pub use sqlite_store::SqliteStore;
 
 use crate::claims::{Claim, Claimed};
 use crate::clock::Timestamp;
 use crate::db::DbError;
 use crate::id::Wallet;
-use crate::ledger::{Balance, Ended, Ending, Hold, KeyCap, LedgerError, Outcome, Spending};
+use crate::ledger::{Balance, Ended, Ending, HOLD_LOST, Hold, KeyCap, LedgerError, Outcome, Spending};
 use crate::money::{MicroUsdc, PicoUsd};
 
 /// The day under which a key's whole spending is totalled.
@@ -46,6 +50,33 @@ impl Operation {
     }
 }
 
+/// Where a batch's rows are. What was begun and is not committed never happened.
+pub trait Store: Sized {
+    /// The database.
+    type Home: Clone;
+
+    /// Waits until a batch can be written.
+    async fn turn(home: &Self::Home) -> Result<Self, DbError>;
+
+    /// Begins a transaction; if it need not last, its commit does not wait for the disk.
+    async fn begin(&mut self, must_last: bool) -> Result<(), DbError>;
+
+    /// Reads what the operations are about, and keeps others from changing it.
+    async fn load<'a>(&mut self, operations: &'a [Operation], now: Timestamp) -> Result<Loaded<'a>, DbError>;
+
+    /// Writes down what has become of it.
+    async fn write(&mut self, page: &Page<'_>, node: &str, now: Timestamp) -> Result<(), DbError>;
+
+    async fn commit(&mut self) -> Result<(), DbError>;
+}
+
+/// What was found.
+pub enum Loaded<'a> {
+    Page(Box<Page<'a>>),
+    /// Nothing: there were wallets without a row, which have one when this is committed.
+    NewWallets,
+}
+
 /// The rows that a batch is about: as they were, and as they are to be.
 #[derive(Default)]
 pub struct Page<'a> {
@@ -65,6 +96,7 @@ pub struct Page<'a> {
 }
 
 /// A wallet's row.
+#[derive(Default)]
 struct Account {
     balance: Balance,
     /// The number of its newest entry.
@@ -75,6 +107,8 @@ struct Account {
 
 #[derive(Default)]
 struct Request<'a> {
+    /// Whether it is asked to be held for, so that everything is compared if it is already.
+    is_to_be_held: bool,
     open: Option<Open<'a>>,
     ended: Option<Past>,
 }
@@ -113,6 +147,11 @@ struct Past {
 }
 
 impl Past {
+    fn new(wallet: Wallet, outcome: &str, charged: MicroUsdc, reason: Option<&str>) -> Result<Self, DbError> {
+        let outcome = outcome.parse().map_err(|()| DbError::Corrupt(format!("outcome {outcome}")))?;
+        Ok(Self { wallet, outcome, charged, was_lost: reason == Some(HOLD_LOST) })
+    }
+
     fn is_same_as(&self, ending: &Ending) -> bool {
         // What was lost may have been charged less than was asked for.
         let same_charge = self.charged == ending.charge.charged || self.was_lost;
@@ -127,6 +166,18 @@ struct Name<'a> {
     /// Whether its request came to nothing before this batch.
     was_released: bool,
     is_changed: bool,
+}
+
+impl Name<'_> {
+    /// As the books have it, with what became of its request.
+    fn kept(request_hash: String, request_id: String, outcome: Option<&str>) -> Self {
+        Self {
+            request_hash: Cow::Owned(request_hash),
+            request_id: Cow::Owned(request_id),
+            was_released: outcome == Some(Outcome::Released.as_str()),
+            is_changed: false,
+        }
+    }
 }
 
 /// What a key may spend at most.
@@ -163,6 +214,12 @@ struct End<'a> {
     completion_tokens: i64,
 }
 
+impl End<'_> {
+    fn reason(&self) -> Option<&str> {
+        if self.was_lost { Some(HOLD_LOST) } else { self.ending.reason.as_deref() }
+    }
+}
+
 /// What is to be added to a key's total of usage.
 #[derive(Copy, Clone, Default)]
 struct Used {
@@ -175,14 +232,19 @@ struct Used {
 
 impl<'a> Page<'a> {
     /// An empty page with a place for each row that the operations are about.
-    fn about(operations: &[&'a Operation]) -> Self {
+    fn about(operations: &'a [Operation]) -> Self {
         let mut page = Self::default();
         for operation in operations {
             let hold = operation.about();
-            page.requests.entry(hold.id.as_str()).or_default();
+            let request = page.requests.entry(hold.id.as_str()).or_default();
+            request.is_to_be_held |= operation.is_hold();
             if let Some(key) = hold.api_key_id {
                 for day in [ALL_DAYS, hold.created_at.utc_day()] {
                     page.spending.entry((key, day)).or_default();
+                }
+                // Only holds are bound by caps.
+                if operation.is_hold() {
+                    page.caps.entry(key).or_default();
                 }
             }
             if let Operation::Hold { hold, claim: Some(claim) } = operation {
@@ -190,6 +252,18 @@ impl<'a> Page<'a> {
             }
         }
         page
+    }
+
+    /// Wallets that need a row and have none. An end whose hold was lost is booked all the same, also
+    /// where its wallet's row was lost with it.
+    fn lost_wallets(&self, operations: &[Operation]) -> BTreeSet<Wallet> {
+        let is_lost = |end: &&Operation| {
+            let request = self.requests.get(end.about().id.as_str());
+            request.is_none_or(|request| request.open.is_none() && request.ended.is_none())
+        };
+        let ends = operations.iter().filter(|operation| !operation.is_hold());
+        let wallets = ends.filter(is_lost).map(Operation::wallet);
+        wallets.filter(|wallet| !self.accounts.contains_key(wallet)).collect()
     }
 
     pub fn decide(&mut self, operation: &'a Operation) -> Result<Ended, LedgerError> {
@@ -207,6 +281,33 @@ impl<'a> Page<'a> {
         self.accounts.values().any(|account| account.is_changed)
     }
 
+    fn changed_accounts(&self) -> impl Iterator<Item = (Wallet, &Account)> {
+        self.accounts
+            .iter()
+            .filter(|(_, account)| account.is_changed)
+            .map(|(wallet, account)| (*wallet, account))
+    }
+
+    /// The holds whose rows are to be written. One that has ended meanwhile never has a row.
+    fn made_holds(&self) -> impl Iterator<Item = &'a Hold> {
+        self.requests.values().filter_map(|request| match request.open {
+            Some(Open::Made(hold)) => Some(hold),
+            _ => None,
+        })
+    }
+
+    fn changed_spending(&self) -> impl Iterator<Item = (i64, i64, Spending)> {
+        let changed = self.spending.iter().filter(|(_, kept)| kept.is_changed);
+        changed.map(|((key, day), kept)| (*key, *day, kept.spending))
+    }
+
+    fn changed_names(&self) -> impl Iterator<Item = (Wallet, &str, &Name<'a>)> {
+        let named =
+            self.claims.iter().flat_map(|(wallet, names)| names.iter().map(move |named| (*wallet, named)));
+        let kept = named.filter_map(|(wallet, (name, kept))| Some((wallet, *name, kept.as_ref()?)));
+        kept.filter(|(.., kept)| kept.is_changed)
+    }
+
     fn balance(&self, wallet: Wallet) -> Balance {
         self.accounts.get(&wallet).map(|account| account.balance).unwrap_or_default()
     }
@@ -219,7 +320,7 @@ impl<'a> Page<'a> {
         let balance = self.balance(hold.wallet);
         match self.requests.get(hold.id.as_str()) {
             Some(Request { open: Some(open), .. }) if open.is(hold) => return Ok(balance),
-            None | Some(Request { open: None, ended: None }) => {}
+            None | Some(Request { open: None, ended: None, .. }) => {}
             Some(_) => return Err(LedgerError::Conflict(hold.id.clone())),
         }
         let account = self.accounts.get_mut(&hold.wallet);
@@ -275,10 +376,10 @@ impl<'a> Page<'a> {
             Some(Request { open: Some(open), .. }) if open.is_ended_by(ending) => {
                 (hold.amount, ending.charge.charged, false)
             }
-            Some(Request { open: None, ended: Some(past) }) if past.is_same_as(ending) => {
+            Some(Request { open: None, ended: Some(past), .. }) if past.is_same_as(ending) => {
                 return Ok(Ended { charged: past.charged, balance });
             }
-            None | Some(Request { open: None, ended: None }) => {
+            None | Some(Request { open: None, ended: None, .. }) => {
                 (MicroUsdc::ZERO, ending.charge.charged.min(balance.available()), true)
             }
             Some(_) => return Err(LedgerError::Conflict(hold.id.clone())),
@@ -289,10 +390,10 @@ impl<'a> Page<'a> {
             ending,
             charged,
             was_lost,
-            cost_pico: store::pico(ending.charge.cost)?,
-            prompt_tokens: store::count(ending.usage.prompt)?,
-            cached_tokens: store::count(ending.usage.cached)?,
-            completion_tokens: store::count(ending.usage.completion)?,
+            cost_pico: pico(ending.charge.cost)?,
+            prompt_tokens: tokens(ending.usage.prompt)?,
+            cached_tokens: tokens(ending.usage.cached)?,
+            completion_tokens: tokens(ending.usage.completion)?,
         };
         let used = if ending.outcome == Outcome::Released { None } else { Some(self.used_with(&end)?) };
         let out_of_range = || LedgerError::OutOfRange;
@@ -400,4 +501,13 @@ fn overrun(
     };
     over(caps.ever, ALL_DAYS, None)
         .or_else(|| over(caps.per_day, hold.created_at.utc_day(), Some(hold.created_at.end_of_utc_day())))
+}
+
+/// A count as the books keep it.
+fn tokens(count: u64) -> Result<i64, DbError> {
+    i64::try_from(count).map_err(|_| DbError::Corrupt(format!("{count} tokens")))
+}
+
+fn pico(amount: PicoUsd) -> Result<i64, DbError> {
+    i64::try_from(amount.get()).map_err(|_| DbError::Corrupt(format!("{} pico-USD", amount.get())))
 }
