@@ -32,9 +32,9 @@ const STATEMENT_TIMEOUT_MS: &str = "30000";
 const IDLE_TRANSACTION_TIMEOUT_MS: &str = "10000";
 /// Readers of the SQLite file; more than the cores of a small machine gain nothing.
 const SQLITE_READERS: u32 = 4;
-/// Up to 24 MiB for the connection that writes batches; below zero it is in KiB. Each commit touches
+/// Up to 16 MiB for the connection that writes batches; below zero it is in KiB. Each commit touches
 /// several indexes.
-const SQLITE_CACHE_KIB: i64 = -24_576;
+const SQLITE_CACHE_KIB: i64 = -16_384;
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
 const SQLITE_CHECKPOINT_PAGES: i64 = 16_384;
@@ -643,13 +643,16 @@ fn migrator(dialect: Dialect) -> Migrator {
         Dialect::Sqlite => [
             (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
-        ],
+            (1010, "checks", include_str!("../migrations/sqlite/1010_checks_without_lists.sql")),
+        ]
+        .as_slice(),
         Dialect::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
-        ],
+        ]
+        .as_slice(),
     };
-    let migrations = shared.into_iter().chain(own).map(|(version, name, sql)| {
+    let migrations = shared.iter().chain(own).map(|&(version, name, sql)| {
         let sql = AssertSqlSafe(sql).into_sql_str();
         Migration::new(version, name.into(), MigrationType::Simple, sql, false)
     });

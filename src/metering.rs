@@ -3,13 +3,17 @@
 //! From the hold on everything runs in a task of its own, so that a client that goes away leaves
 //! nothing half done. An [`OpenHold`] ends exactly once; one that is dropped by a bug is released.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+
+use metrics::Counter;
 
 use crate::auth::Principal;
 use crate::claims::{Claim, Claimed, KeptAnswer, KeptAnswers, Kind, MAX_KEPT_BYTES};
@@ -92,7 +96,9 @@ pub struct PaidAnswer {
 
 /// Takes requests through the pipeline. Cheap to clone.
 #[derive(Clone)]
-pub struct Metering {
+pub struct Metering(Arc<Parts>);
+
+struct Parts {
     ledger: Ledger,
     kept: KeptAnswers,
     providers: Providers,
@@ -129,12 +135,12 @@ impl Metering {
         limits: Limits,
     ) -> Self {
         let drains = Arc::new(Semaphore::new(MAX_DRAINS));
-        Self { ledger, kept, providers, clock, tasks, markup, limits, drains }
+        Self(Arc::new(Parts { ledger, kept, providers, clock, tasks, markup, limits, drains }))
     }
 
     /// Prices a request by its bounds, at today's prices.
     pub fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
-        let terms = offer.terms(self.markup);
+        let terms = offer.terms(self.0.markup);
         let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
         let quote = quote.ok_or(MeteringError::Unpriceable)?;
         // Of a model that may be asked to reason, nobody can tell how much it did.
@@ -154,12 +160,12 @@ impl Metering {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
         let model = request.model.clone();
-        let begin = self.clone().begin(order, quoted);
+        let metering = self.clone();
         let run = async move {
-            let open = begin.await?;
+            let open = metering.begin(order, quoted).await?;
             answer_whole(open, &upstream, body, &model).await
         };
-        self.tasks.spawn(run).await.unwrap_or(Err(MeteringError::Stopping))
+        self.0.tasks.see_through(run).await
     }
 
     /// Runs a request whose answer is streamed. Returns when the upstream has begun to answer; the
@@ -174,48 +180,44 @@ impl Metering {
         let upstream = self.upstream(offer)?.clone();
         let body = request.upstream_body(offer);
         let tap = StreamTap::new(&request.model, request.wants_usage, request.choices());
-        let begin = self.clone().begin(order, quoted);
         let metering = self.clone();
-        let (head, begun) = oneshot::channel();
-        self.tasks.spawn(async move {
-            let open = match begin.await {
-                Ok(open) => open,
-                Err(error) => return drop(head.send(Err(error))),
-            };
+        let run = async move {
+            let open = metering.begin(order, quoted).await?;
             let answer = tokio::select! {
                 answer = upstream.chat_stream(body) => answer,
-                () = metering.tasks.aborted() => {
+                () = metering.0.tasks.aborted() => {
                     open.release(STOPPED).await;
-                    return drop(head.send(Err(MeteringError::Stopping)));
+                    return Err(MeteringError::Stopping);
                 }
             };
             match answer {
                 Err(error) => {
                     open.release(error.reason()).await;
-                    drop(head.send(Err(error.into())));
+                    Err(error.into())
                 }
                 Ok(answer) => {
                     let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
-                    drop(head.send(Ok(events)));
                     let sent = open.kept.is_some().then(Vec::new);
                     let stream =
                         LiveStream { answer, splitter: Splitter::default(), tap, client, sent, open };
-                    metering.pump(stream).await;
+                    // By itself from here on: it goes no faster than its client, and on without one.
+                    metering.0.tasks.spawn(metering.clone().pump(stream));
+                    Ok(events)
                 }
             }
-        });
-        begun.await.unwrap_or(Err(MeteringError::Stopping))
+        };
+        self.0.tasks.see_through(run).await
     }
 
     /// What becomes of a request whose order was claimed before, by a request of the same wallet.
     pub async fn replay(&self, wallet: Wallet, request_id: &str) -> Result<Replay, MeteringError> {
-        let receipt = match self.ledger.receipt(wallet, request_id).await? {
+        let receipt = match self.0.ledger.receipt(wallet, request_id).await? {
             Some(receipt) if receipt.outcome != Outcome::Released => receipt,
             // Not ended; or it has just come to nothing, and its name is free from now on.
             _ => return Ok(Replay::Running),
         };
         let charged = receipt.charged;
-        let kept = self.kept.find(request_id).await.map_err(LedgerError::from)?;
+        let kept = self.0.kept.find(request_id).await.map_err(LedgerError::from)?;
         Ok(match kept {
             None => Replay::NotKept { charged },
             Some(KeptAnswer { kind: Kind::Stream, body }) => {
@@ -223,7 +225,7 @@ impl Metering {
             }
             Some(KeptAnswer { kind: Kind::Json, body }) => match Answer::parse(&body) {
                 Ok(answer) => {
-                    let balance = self.ledger.balance(wallet).await?;
+                    let balance = self.0.ledger.balance(wallet).await?;
                     let body = answer.render(&receipt.terms.model, charged);
                     Replay::Answer(PaidAnswer { body, ended: Ended { charged, balance } })
                 }
@@ -233,23 +235,24 @@ impl Metering {
     }
 
     fn upstream(&self, offer: &Offer) -> Result<&OpenAi, MeteringError> {
-        self.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
+        self.0.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
     }
 
     /// Holds what a request can cost at most.
-    async fn begin(self, order: Order, quoted: Quoted) -> Result<OpenHold, MeteringError> {
-        let place = self.limits.place(order.principal.wallet)?;
+    async fn begin(&self, order: Order, quoted: Quoted) -> Result<OpenHold, MeteringError> {
+        let Parts { ledger, tasks, .. } = &*self.0;
+        let place = self.0.limits.place(order.principal.wallet)?;
         let hold = Hold {
             id: order.id,
             wallet: order.principal.wallet,
             api_key_id: order.principal.api_key_id,
             amount: quoted.quote.amount,
             terms: quoted.terms,
-            created_at: self.clock.now(),
+            created_at: self.0.clock.now(),
         };
         let held = match &order.claim {
-            Some(claim) => self.ledger.hold_claimed(&hold, claim).await,
-            None => self.ledger.hold_early(&hold).await,
+            Some(claim) => ledger.hold_claimed(&hold, claim).await,
+            None => ledger.hold_early(&hold).await,
         };
         match held {
             Ok(_) => {}
@@ -263,7 +266,7 @@ impl Metering {
                 // Whether the hold was made nobody knows: its commit may have come through. It is
                 // ended, so that it cannot lock the wallet's money for ever.
                 let ending = Ending::released(hold, "gateway_error");
-                self.tasks.spawn(book_until_done(self.ledger.clone(), self.tasks.clone(), ending, None));
+                tasks.spawn(book_until_done(ledger.clone(), tasks.clone(), ending, None));
                 return Err(LedgerError::Db(error).into());
             }
             Err(other) => return Err(other.into()),
@@ -273,16 +276,16 @@ impl Metering {
             hold: Some(hold),
             bounds: quoted.bounds,
             may_reason_unseen: quoted.may_reason_unseen,
-            kept: order.claim.map(|_| self.kept),
-            ledger: self.ledger,
-            tasks: self.tasks,
+            kept: order.claim.map(|_| self.0.kept.clone()),
+            ledger: ledger.clone(),
+            tasks: tasks.clone(),
             _place: place,
         })
     }
 
     /// Passes a stream on until it ends, one way or another, and ends its hold.
-    async fn pump(&self, mut stream: LiveStream) {
-        let end = stream.forward(&self.tasks).await;
+    async fn pump(self, mut stream: LiveStream) {
+        let end = stream.forward(&self.0.tasks).await;
         let (is_whole, reason) = match &end {
             End::Complete => (true, None),
             End::Failed(error) => (false, Some(error.reason())),
@@ -313,7 +316,7 @@ impl Metering {
     /// Reads a stream on for its usage, now that its client has gone, for a while and not too many.
     /// Whether it came to its end.
     async fn drain(&self, stream: &mut LiveStream) -> bool {
-        let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.drains).try_acquire_owned()
+        let Ok(_permit): Result<OwnedSemaphorePermit, _> = Arc::clone(&self.0.drains).try_acquire_owned()
         else {
             return false;
         };
@@ -334,7 +337,7 @@ impl Metering {
         };
         tokio::select! {
             is_whole = tokio::time::timeout_at(deadline, read) => is_whole.unwrap_or(false),
-            () = self.tasks.aborted() => false,
+            () = self.0.tasks.aborted() => false,
         }
     }
 }
@@ -384,6 +387,52 @@ enum End {
     Stopping,
 }
 
+impl End {
+    /// How an event ends the stream that it is not passed on of.
+    fn said(by: Forward) -> Self {
+        match by {
+            Forward::Failed => Self::Failed(UpstreamError::BrokeOff),
+            Forward::Nonsense => Self::Failed(UpstreamError::Nonsense),
+            Forward::Done | Forward::Send(_) | Forward::Skip => Self::Complete,
+        }
+    }
+}
+
+/// Events on their way to the client together, because they came together.
+#[derive(Default)]
+enum Passed {
+    #[default]
+    Nothing,
+    One(Bytes),
+    Several(BytesMut),
+}
+
+impl Passed {
+    fn add(&mut self, event: Bytes) {
+        *self = match std::mem::take(self) {
+            Self::Nothing => Self::One(event),
+            Self::One(first) => {
+                let mut several = BytesMut::with_capacity(4 * (first.len() + event.len()));
+                several.extend_from_slice(&first);
+                several.extend_from_slice(&event);
+                Self::Several(several)
+            }
+            Self::Several(mut several) => {
+                several.extend_from_slice(&event);
+                Self::Several(several)
+            }
+        };
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self {
+            Self::Nothing => Bytes::new(),
+            Self::One(event) => event,
+            Self::Several(several) => several.freeze(),
+        }
+    }
+}
+
 /// A stream from an upstream to a client, and the hold that pays for it.
 struct LiveStream {
     answer: AnswerStream,
@@ -409,35 +458,68 @@ impl LiveStream {
     /// Passes events on as they come, no faster than the client takes them.
     async fn forward(&mut self, tasks: &Tasks) -> End {
         let client = self.client.clone();
+        let (mut client_gone, mut aborted) = (pin!(client.closed()), pin!(tasks.aborted()));
         loop {
-            let event = tokio::select! {
-                event = self.next_event() => event,
-                () = client.closed() => return End::ClientGone,
-                () = tasks.aborted() => return End::Stopping,
+            let piece = tokio::select! {
+                piece = self.answer.next() => piece,
+                () = &mut client_gone => return End::ClientGone,
+                () = &mut aborted => return End::Stopping,
             };
-            let event = match event {
-                Ok(Some(event)) => event,
-                Ok(None) if self.tap.is_finished() => return End::Complete,
-                Ok(None) => return End::Failed(UpstreamError::BrokeOff),
+            let (passed, end) = match piece {
+                Ok(Some(bytes)) => self.pass(&bytes),
+                Ok(None) => self.pass_rest(),
                 Err(error) => return End::Failed(error),
             };
-            match self.tap.event(&event) {
-                Forward::Skip => {}
-                Forward::Done => return End::Complete,
-                Forward::Failed => return End::Failed(UpstreamError::BrokeOff),
-                Forward::Nonsense => return End::Failed(UpstreamError::Nonsense),
-                Forward::Send(bytes) => {
-                    self.note_sent(&bytes);
-                    let sent = tokio::select! {
-                        sent = tokio::time::timeout(CLIENT_STALL, client.send(bytes)) => sent,
-                        () = tasks.aborted() => return End::Stopping,
-                    };
-                    if !matches!(sent, Ok(Ok(()))) {
-                        return End::ClientGone;
-                    }
+            if !passed.is_empty() {
+                let sent = tokio::select! {
+                    sent = tokio::time::timeout(CLIENT_STALL, client.send(passed)) => sent,
+                    () = &mut aborted => return End::Stopping,
+                };
+                if !matches!(sent, Ok(Ok(()))) {
+                    // Where the end is here already, there is nothing to read on for.
+                    return end.unwrap_or(End::ClientGone);
                 }
             }
+            if let Some(end) = end {
+                return end;
+            }
         }
+    }
+
+    /// What the client gets of a piece of the answer, and how the stream ended if it did: of all events
+    /// that it makes whole.
+    fn pass(&mut self, piece: &[u8]) -> (Bytes, Option<End>) {
+        self.splitter.push(piece);
+        let mut passed = Passed::default();
+        let end = loop {
+            match self.splitter.next_event() {
+                Ok(Some(event)) => match self.tap.event(&event) {
+                    Forward::Send(bytes) => passed.add(bytes),
+                    Forward::Skip => {}
+                    ends => break Some(End::said(ends)),
+                },
+                Ok(None) => break None,
+                Err(_) => break Some(End::Failed(UpstreamError::Nonsense)),
+            }
+        };
+        let passed = passed.into_bytes();
+        self.note_sent(&passed);
+        (passed, end)
+    }
+
+    /// The same of what is left when the answer has ended.
+    fn pass_rest(&mut self) -> (Bytes, Option<End>) {
+        let rest = std::mem::take(&mut self.splitter).rest();
+        let (mut passed, mut end) = (Bytes::new(), None);
+        match rest.map(|event| self.tap.event(&event)) {
+            None | Some(Forward::Skip) => {}
+            Some(Forward::Send(bytes)) => passed = bytes,
+            Some(ends) => end = Some(End::said(ends)),
+        }
+        self.note_sent(&passed);
+        let is_whole = self.tap.is_finished();
+        let unsaid = || if is_whole { End::Complete } else { End::Failed(UpstreamError::BrokeOff) };
+        (passed, Some(end.unwrap_or_else(unsaid)))
     }
 
     async fn next_event(&mut self) -> Result<Option<Event>, UpstreamError> {
@@ -567,22 +649,23 @@ impl OpenHold {
 
     /// Writes an end into the books, again and again while the database is away.
     async fn book(&self, ending: Ending, when_late: WhenLate) -> Option<Ended> {
-        let late = CancellationToken::new();
-        let given_up = (when_late == WhenLate::Release).then(|| late.clone());
+        let late = (when_late == WhenLate::Release).then(Arc::<AtomicBool>::default);
         let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
-        let booked = self.tasks.spawn(book_until_done(ledger, tasks, ending, given_up));
-        let booked = tokio::time::timeout(SETTLE_WAIT, booked).await;
-        late.cancel();
-        booked.ok()?.ok()?
+        let booking = self.tasks.see_through(book_until_done(ledger, tasks, ending, late.clone()));
+        let booked = tokio::time::timeout(SETTLE_WAIT, booking).await;
+        if let (Err(_), Some(late)) = (&booked, late) {
+            late.store(true, Ordering::Relaxed);
+        }
+        booked.ok()?
     }
 }
 
-/// Once `given_up` is said, the hold is released instead; the first end that commits stands.
+/// Once it is too late, the hold is released instead; the first end that commits stands.
 async fn book_until_done(
     ledger: Ledger,
     tasks: Tasks,
     mut ending: Ending,
-    given_up: Option<CancellationToken>,
+    late: Option<Arc<AtomicBool>>,
 ) -> Option<Ended> {
     loop {
         match ledger.end(&ending).await {
@@ -606,26 +689,58 @@ async fn book_until_done(
             () = tokio::time::sleep(SETTLE_RETRY) => {}
             () = tasks.aborted() => return None,
         }
-        if given_up.as_ref().is_some_and(CancellationToken::is_cancelled) {
+        if late.as_ref().is_some_and(|late| late.load(Ordering::Relaxed)) {
             ending = Ending::released(ending.hold, "settlement_late");
         }
     }
 }
 
+/// Counters of what has ended of a model in one way, each looked up by its labels once.
+struct EndCounters {
+    ended: Counter,
+    charged_micro: Counter,
+    prompt_tokens: Counter,
+    completion_tokens: Counter,
+}
+
+impl EndCounters {
+    fn new(model: &str, outcome: Outcome) -> Self {
+        let labels = [("model", model.to_owned()), ("outcome", outcome.as_str().to_owned())];
+        let tokens =
+            |kind| metrics::counter!("farebox_tokens_total", "model" => model.to_owned(), "kind" => kind);
+        Self {
+            ended: metrics::counter!("farebox_holds_ended_total", &labels),
+            charged_micro: metrics::counter!("farebox_charged_micro_total", &labels),
+            prompt_tokens: tokens("prompt"),
+            completion_tokens: tokens("completion"),
+        }
+    }
+}
+
+/// By model and outcome: those of the catalogue, so that there is a bounded number of them.
+static END_COUNTERS: LazyLock<Mutex<HashMap<String, HashMap<Outcome, EndCounters>>>> =
+    LazyLock::new(Mutex::default);
+
 fn count_end(ending: &Ending, ended: &Ended) {
-    let hold = &ending.hold;
-    let labels = [("model", hold.terms.model.clone()), ("outcome", ending.outcome.as_str().to_owned())];
-    metrics::counter!("farebox_holds_ended_total", &labels).increment(1);
-    metrics::counter!("farebox_charged_micro_total", &labels)
-        .increment(u64::try_from(ended.charged.get()).unwrap_or_default());
-    metrics::counter!("farebox_tokens_total", "model" => hold.terms.model.clone(), "kind" => "prompt")
-        .increment(ending.usage.prompt);
-    metrics::counter!("farebox_tokens_total", "model" => hold.terms.model.clone(), "kind" => "completion")
-        .increment(ending.usage.completion);
+    let (hold, outcome) = (&ending.hold, ending.outcome);
+    let model = hold.terms.model.as_str();
+    {
+        let mut known = END_COUNTERS.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains_key(model) {
+            known.insert(model.to_owned(), HashMap::new());
+        }
+        if let Some(of_model) = known.get_mut(model) {
+            let counters = of_model.entry(outcome).or_insert_with(|| EndCounters::new(model, outcome));
+            counters.ended.increment(1);
+            counters.charged_micro.increment(u64::try_from(ended.charged.get()).unwrap_or_default());
+            counters.prompt_tokens.increment(ending.usage.prompt);
+            counters.completion_tokens.increment(ending.usage.completion);
+        }
+    }
     tracing::info!(
-        request = %hold.id, wallet = %hold.wallet, model = %hold.terms.model,
-        outcome = ending.outcome.as_str(), reason = ending.reason, prompt = ending.usage.prompt,
-        completion = ending.usage.completion, charged_micro = ended.charged.get(), "hold ended"
+        request = %hold.id, wallet = %hold.wallet, %model, outcome = outcome.as_str(), reason = ending.reason,
+        prompt = ending.usage.prompt, completion = ending.usage.completion,
+        charged_micro = ended.charged.get(), "hold ended"
     );
 }
 

@@ -36,9 +36,9 @@ impl<'a> Object<'a> {
     /// A key that another reader may take for another: one that occurs twice, or that only case tells
     /// from another or from one of `names`. Go's JSON decoder folds case, and the last one wins there.
     pub fn ambiguous_key(&self, names: &[&str]) -> Option<&str> {
-        let mut keys: Vec<(String, &str)> =
+        let mut keys: Vec<(Cow<'_, str>, &str)> =
             self.members.iter().map(|(key, _)| (fold(key), key.as_ref())).collect();
-        if let Some((_, key)) = keys.iter().find(|(fold, key)| names.contains(&fold.as_str()) && fold != key)
+        if let Some((_, key)) = keys.iter().find(|(fold, key)| names.contains(&fold.as_ref()) && fold != key)
         {
             return Some(key);
         }
@@ -65,7 +65,8 @@ impl<'a> Object<'a> {
             if i > 0 {
                 out.push(b',');
             }
-            out.extend_from_slice(quote(key).as_bytes());
+            // Into memory, and of what is a string: it cannot fail.
+            let _ = serde_json::to_writer(&mut *out, key);
             out.push(b':');
             out.extend_from_slice(value.as_bytes());
         }
@@ -81,7 +82,10 @@ impl<'a> Object<'a> {
 }
 
 /// A key as a reader sees it that folds case as Go's decoder does.
-fn fold(key: &str) -> String {
+fn fold(key: &str) -> Cow<'_, str> {
+    if key.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
+        return Cow::Borrowed(key);
+    }
     let fold = |c: char| match c {
         'ſ' => 's',
         '\u{212a}' => 'k',
@@ -92,7 +96,8 @@ fn fold(key: &str) -> String {
 
 /// A string as JSON text.
 pub fn quote(text: &str) -> String {
-    serde_json::Value::from(text).to_string()
+    // Nothing that is a string fails to be written as one.
+    serde_json::to_string(text).unwrap_or_default()
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {

@@ -14,8 +14,10 @@ mod writer;
 pub use store::read_receipt;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use metrics::Histogram;
 
 use crate::claims::{Claim, Claimed};
 use crate::clock::{Clock, Timestamp};
@@ -106,7 +108,7 @@ pub struct Hold {
     pub created_at: Timestamp,
 }
 
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+#[derive(Copy, Clone, PartialEq, Eq, Hash, Debug)]
 pub enum Outcome {
     /// Charged by the usage that the upstream reported.
     Settled,
@@ -208,15 +210,25 @@ pub struct Ended {
     pub balance: Balance,
 }
 
+/// Cheap to clone.
 #[derive(Clone)]
-pub struct Ledger {
+pub struct Ledger(Arc<Parts>);
+
+struct Parts {
     db: Db,
     clock: Clock,
     /// Names this process among those that share the database.
     node: String,
     /// Since when this node's lease has been renewed without a gap, and until when it holds.
-    lease: Arc<Mutex<Option<Lease>>>,
+    lease: Mutex<Option<Lease>>,
     writer: Writer,
+    seconds: OperationSeconds,
+}
+
+/// How long operations took, looked up by their labels once.
+struct OperationSeconds {
+    hold: LazyLock<Histogram>,
+    end: LazyLock<Histogram>,
 }
 
 #[derive(Copy, Clone)]
@@ -228,12 +240,16 @@ struct Lease {
 impl Ledger {
     pub fn new(db: Db, clock: Clock, node: String) -> Self {
         let writer = Writer::new(&db, clock.clone(), node.clone());
-        Self { db, clock, node, lease: Arc::default(), writer }
+        let seconds = OperationSeconds {
+            hold: LazyLock::new(|| metrics::histogram!("farebox_ledger_seconds", "operation" => "hold")),
+            end: LazyLock::new(|| metrics::histogram!("farebox_ledger_seconds", "operation" => "end")),
+        };
+        Self(Arc::new(Parts { db, clock, node, lease: Mutex::default(), writer, seconds }))
     }
 
     /// The name of this process among those that share the database.
     pub fn node(&self) -> &str {
-        &self.node
+        &self.0.node
     }
 
     /// Locks `hold.amount` if that much is available. The same hold again is the same result;
@@ -255,18 +271,20 @@ impl Ledger {
 
     async fn make_hold(&self, hold: &Hold, claim: Option<Claim>, told: Told) -> Result<Balance, LedgerError> {
         let operation = Operation::Hold { hold: hold.clone(), claim };
-        timed("hold", self.writer.submit(operation, told)).await.map(|held| held.balance)
+        let held = timed(&self.0.seconds.hold, self.0.writer.submit(operation, told)).await;
+        held.map(|held| held.balance)
     }
 
     /// Ends a hold. The same end again is the same result; another end is a conflict, and the
     /// first stands.
     pub async fn end(&self, ending: &Ending) -> Result<Ended, LedgerError> {
-        timed("end", self.writer.submit(Operation::End(ending.clone()), Told::WhenCommitted)).await
+        let operation = Operation::End(ending.clone());
+        timed(&self.0.seconds.end, self.0.writer.submit(operation, Told::WhenCommitted)).await
     }
 
     /// Resolves when no hold and no end is on its way into the books any more.
     pub async fn idle(&self) {
-        self.writer.idle().await;
+        self.0.writer.idle().await;
     }
 
     /// Adds what arrived for a payment, inside the transaction that marks the payment credited.
@@ -278,7 +296,7 @@ impl Ledger {
         amount: MicroUsdc,
         payment_id: i64,
     ) -> Result<Balance, LedgerError> {
-        let now = self.clock.now();
+        let now = self.0.clock.now();
         store::ensure_wallet(tx, wallet, now).await?;
         let reference = payment_id.to_string();
         let balance = store::book(tx, wallet, Booking::new(Kind::Topup, &reference, amount), now).await?;
@@ -300,7 +318,7 @@ impl Ledger {
         amount: MicroUsdc,
         payment_id: i64,
     ) -> Result<MicroUsdc, LedgerError> {
-        let now = self.clock.now();
+        let now = self.0.clock.now();
         let reference = payment_id.to_string();
         let available = store::locked_balance(tx, wallet).await?.available();
         let lent = amount.checked_sub(available.min(amount)).ok_or(LedgerError::OutOfRange)?;
@@ -321,8 +339,8 @@ impl Ledger {
         reference: &str,
         reason: &str,
     ) -> Result<Balance, LedgerError> {
-        let now = self.clock.now();
-        let mut tx = self.db.begin().await?;
+        let now = self.0.clock.now();
+        let mut tx = self.0.db.begin().await?;
         store::ensure_wallet(&mut tx, wallet, now).await?;
         let balance = store::locked_balance(&mut tx, wallet).await?;
         if let Some(made) = store::find_adjustment(&mut tx, reference).await? {
@@ -348,7 +366,7 @@ impl Ledger {
 
     /// Stops a wallet from making new holds, for a reason it is told; `None` lets it again.
     pub async fn freeze(&self, wallet: Wallet, reason: Option<String>) -> Result<(), LedgerError> {
-        let mut tx = self.db.begin().await?;
+        let mut tx = self.0.db.begin().await?;
         if !store::set_frozen(&mut tx, wallet, reason).await? {
             return Err(LedgerError::UnknownWallet(wallet));
         }
@@ -357,20 +375,20 @@ impl Ledger {
 
     /// A wallet's entries, newest first.
     pub async fn entries(&self, wallet: Wallet, limit: i64) -> Result<Vec<Entry>, LedgerError> {
-        Ok(store::entries_of(&self.db, wallet, limit).await?)
+        Ok(store::entries_of(&self.0.db, wallet, limit).await?)
     }
 
     /// Why a wallet is frozen, if it is.
     pub async fn frozen(&self, wallet: Wallet) -> Result<Option<String>, LedgerError> {
-        Ok(store::frozen_reason(&self.db, wallet).await?)
+        Ok(store::frozen_reason(&self.0.db, wallet).await?)
     }
 
     pub async fn balance(&self, wallet: Wallet) -> Result<Balance, LedgerError> {
-        Ok(store::read_balance(&self.db, wallet).await?)
+        Ok(store::read_balance(&self.0.db, wallet).await?)
     }
 
     pub async fn receipt(&self, wallet: Wallet, id: &str) -> Result<Option<Receipt>, LedgerError> {
-        Ok(store::receipt_of(&self.db, wallet, id).await?)
+        Ok(store::receipt_of(&self.0.db, wallet, id).await?)
     }
 
     /// Receipts of a wallet, newest first, older than `before` (a receipt's time and id).
@@ -380,11 +398,11 @@ impl Ledger {
         before: Option<(Timestamp, String)>,
         limit: i64,
     ) -> Result<Vec<Receipt>, LedgerError> {
-        Ok(store::receipts_of(&self.db, wallet, before, limit).await?)
+        Ok(store::receipts_of(&self.0.db, wallet, before, limit).await?)
     }
 
     pub async fn usage_totals(&self, wallet: Wallet) -> Result<Vec<UsageTotal>, LedgerError> {
-        Ok(store::usage_totals(&self.db, wallet).await?)
+        Ok(store::usage_totals(&self.0.db, wallet).await?)
     }
 
     /// What each key of a wallet has spent and holds: of all days, and of today (UTC). A key that was
@@ -393,18 +411,18 @@ impl Ledger {
         &self,
         wallet: Wallet,
     ) -> Result<HashMap<i64, (Spending, Spending)>, LedgerError> {
-        Ok(store::spending_of_keys(&self.db, wallet, self.clock.now().utc_day()).await?)
+        Ok(store::spending_of_keys(&self.0.db, wallet, self.0.clock.now().utc_day()).await?)
     }
 
     /// Says that this node is alive, so that nobody ends its holds.
     pub async fn renew_lease(&self) -> Result<(), LedgerError> {
-        let now = self.clock.now();
+        let now = self.0.clock.now();
         let until = now.plus_seconds(LEASE_SECONDS);
-        let mut tx = self.db.begin().await?;
-        store::renew_lease(&mut tx, &self.node, until).await?;
+        let mut tx = self.0.db.begin().await?;
+        store::renew_lease(&mut tx, &self.0.node, until).await?;
         store::forget_nodes(&mut tx, now.plus_seconds(-LONG_GONE_SECONDS)).await?;
         tx.commit().await?;
-        let mut lease = self.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lease = self.0.lease.lock().unwrap_or_else(PoisonError::into_inner);
         let since = lease.filter(|lease| lease.until >= now).map_or(now, |lease| lease.since);
         *lease = Some(Lease { since, until });
         Ok(())
@@ -414,14 +432,14 @@ impl Ledger {
     /// one lasts. After an outage of the database all have lapsed, and all are to be given the time
     /// to come back.
     fn may_judge(&self) -> bool {
-        let lease = *self.lease.lock().unwrap_or_else(PoisonError::into_inner);
-        lease.is_some_and(|lease| lease.since.plus_seconds(LEASE_SECONDS) <= self.clock.now())
+        let lease = *self.0.lease.lock().unwrap_or_else(PoisonError::into_inner);
+        lease.is_some_and(|lease| lease.since.plus_seconds(LEASE_SECONDS) <= self.0.clock.now())
     }
 
     /// Says that this node is gone, so that what it left can be ended at once.
     pub async fn drop_lease(&self) -> Result<(), LedgerError> {
-        let mut tx = self.db.begin().await?;
-        store::drop_lease(&mut tx, &self.node).await?;
+        let mut tx = self.0.db.begin().await?;
+        store::drop_lease(&mut tx, &self.0.node).await?;
         Ok(tx.commit().await?)
     }
 
@@ -431,13 +449,13 @@ impl Ledger {
     /// answer and did not cause the death, so nothing is charged.
     pub async fn sweep(&self) -> Result<usize, LedgerError> {
         // Only one process can serve from an SQLite file, so there every other node is dead.
-        let dead_before = match self.db.is_exclusive() {
+        let dead_before = match self.0.db.is_exclusive() {
             true => Timestamp::from_millis(i64::MAX),
-            false if self.may_judge() => self.clock.now(),
+            false if self.may_judge() => self.0.clock.now(),
             // Only those that said goodbye.
             false => Timestamp::from_millis(0),
         };
-        let orphans = store::orphans(&self.db, &self.node, dead_before, SWEEP_LIMIT).await?;
+        let orphans = store::orphans(&self.0.db, &self.0.node, dead_before, SWEEP_LIMIT).await?;
         let mut released = 0;
         for hold in orphans {
             match self.end(&Ending::released(hold, "gateway_stopped")).await {
@@ -452,14 +470,14 @@ impl Ledger {
 
     /// How many holds are open, and how much they lock.
     pub async fn open_holds(&self) -> Result<(i64, MicroUsdc), LedgerError> {
-        Ok(store::open_holds(&self.db).await?)
+        Ok(store::open_holds(&self.0.db).await?)
     }
 }
 
-async fn timed<T>(operation: &'static str, work: impl Future<Output = T>) -> T {
+async fn timed<T>(seconds: &Histogram, work: impl Future<Output = T>) -> T {
     let began = Instant::now();
     let done = work.await;
-    metrics::histogram!("farebox_ledger_seconds", "operation" => operation).record(began.elapsed());
+    seconds.record(began.elapsed());
     done
 }
 
