@@ -9,7 +9,9 @@
 //! with a thousand waiting delays its own.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -28,9 +30,12 @@ const BATCH: usize = 256;
 const WAITING_HOLDS: usize = 4096;
 /// … and of one wallet, so that there is room for the others'.
 const WAITING_HOLDS_OF_A_WALLET: usize = 1024;
-/// Batches under way at the same time: on PostgreSQL one is prepared while another waits for the disk, or
-/// for a wallet that somebody else has taken.
-const POSTGRES_WRITERS: usize = 2;
+/// Batches under way at the same time on PostgreSQL. One is enough for as long as it gets on: two of half the
+/// size cost the server half as much again. Where one waits, for a slow disk or for a wallet that somebody else
+/// has taken, another begins.
+const POSTGRES_WRITERS: usize = 4;
+/// For so long one gets on: several times what a batch takes.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// What an operation came to.
 type Answer = Result<Ended, LedgerError>;
@@ -92,28 +97,9 @@ impl Writer {
         {
             let mut queue = self.0.queue();
             queue.push(Waiting { operation, asker: Asker { answer: Some(answer), told } })?;
-            if queue.writers < self.0.most_writers && !queue.ready.is_empty() {
-                queue.writers += 1;
-                self.start_writing();
-            }
+            self.0.write_if_need_be(&mut queue);
         }
         answered.await.unwrap_or(Err(LedgerError::Db(DbError::Abandoned)))
-    }
-
-    fn start_writing(&self) {
-        let (inner, has_ended) = (Arc::clone(&self.0), false);
-        match &self.0.driver {
-            Driver::Postgres(pool) => {
-                let writing = Writing::<PostgresStore> { inner, home: pool.clone(), has_ended };
-                self.0.tasks.spawn(writing.write_until_empty());
-            }
-            // A thread of its own while there is something to write: it computes, and waits for the disk.
-            Driver::Sqlite(file) => {
-                let writing = Writing::<SqliteStore> { inner, home: file.clone(), has_ended };
-                let runtime = Handle::current();
-                self.0.tasks.spawn_blocking(move || runtime.block_on(writing.write_until_empty()));
-            }
-        }
     }
 
     /// Resolves when all that was submitted has been answered and written.
@@ -125,6 +111,27 @@ impl Writer {
 impl Inner {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a writer where there is something to write and nobody who gets on with it.
+    fn write_if_need_be(self: &Arc<Self>, queue: &mut Queue) {
+        if queue.ready.is_empty() || queue.writers > queue.stuck || queue.writers >= self.most_writers {
+            return;
+        }
+        queue.writers += 1;
+        let (inner, has_ended) = (Arc::clone(self), false);
+        match &self.driver {
+            Driver::Postgres(pool) => {
+                let writing = Writing::<PostgresStore> { inner, home: pool.clone(), has_ended };
+                self.tasks.spawn(writing.write_until_empty());
+            }
+            // A thread of its own while there is something to write: it computes, and waits for the disk.
+            Driver::Sqlite(file) => {
+                let writing = Writing::<SqliteStore> { inner, home: file.clone(), has_ended };
+                let runtime = Handle::current();
+                self.tasks.spawn_blocking(move || runtime.block_on(writing.write_until_empty()));
+            }
+        }
     }
 
     /// Does operations in one transaction, and tells who asked.
@@ -210,9 +217,12 @@ impl<S: Store> Writing<S> {
                 Ok(store) => store,
                 Err(error) => return self.give_up(error),
             };
-            match self.next_batch() {
-                Some(batch) => batch.write(store).await,
-                None => return,
+            let Some(batch) = self.next_batch() else { return };
+            let mut written = pin!(batch.write(store));
+            if tokio::time::timeout(PATIENCE, &mut written).await.is_err() {
+                let stuck = Stuck::new(&self.inner);
+                written.await;
+                drop(stuck);
             }
         }
     }
@@ -231,7 +241,9 @@ impl<S: Store> Writing<S> {
 
     fn next_batch(&mut self) -> Option<Batch> {
         let mut queue = self.inner.queue();
-        let waiting = queue.take();
+        // Of two that get on, one is enough.
+        let is_needed = queue.writers <= queue.stuck + 1;
+        let waiting = if is_needed { queue.take() } else { Vec::new() };
         if waiting.is_empty() {
             queue.writers -= 1;
             self.has_ended = true;
@@ -252,6 +264,24 @@ impl<S: Store> Drop for Writing<S> {
             queue.writers -= 1;
             drop(queue.take_all());
         }
+    }
+}
+
+/// Told of a writer that does not get on, for as long as it does not.
+struct Stuck<'a>(&'a Arc<Inner>);
+
+impl<'a> Stuck<'a> {
+    fn new(inner: &'a Arc<Inner>) -> Self {
+        let mut queue = inner.queue();
+        queue.stuck += 1;
+        inner.write_if_need_be(&mut queue);
+        Self(inner)
+    }
+}
+
+impl Drop for Stuck<'_> {
+    fn drop(&mut self) {
+        self.0.queue().stuck -= 1;
     }
 }
 
@@ -329,6 +359,8 @@ struct Queue {
     /// Holds that wait. Ends are not counted, and never refused: each is of a hold that was let in.
     holds: usize,
     writers: usize,
+    /// Of these, who are at one batch for longer than it should take.
+    stuck: usize,
 }
 
 /// What waits of one wallet, in the order it came in.
