@@ -286,6 +286,12 @@ impl Metering {
     /// Passes a stream on until it ends, one way or another, and ends its hold.
     async fn pump(self, mut stream: LiveStream) {
         let end = stream.forward(&self.0.tasks).await;
+        // Of a stream that is open, only what forwards it takes memory.
+        Box::pin(self.finish(stream, end)).await;
+    }
+
+    /// Ends the hold of a stream that has ended, and then the client's answer.
+    async fn finish(&self, mut stream: LiveStream, end: End) {
         let (is_whole, reason) = match &end {
             End::Complete => (true, None),
             End::Failed(error) => (false, Some(error.reason())),

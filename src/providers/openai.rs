@@ -4,9 +4,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
 use metrics::Histogram;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Body, Client, StatusCode, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 
@@ -35,10 +36,11 @@ pub struct OpenAi {
     idle_timeout: Duration,
 }
 
-/// An answer on its way, read piece by piece.
+/// An answer on its way, read piece by piece. Without its head, whose headers would keep the whole buffer
+/// that it was read into for as long as a stream is open.
 #[derive(Debug)]
 pub struct AnswerStream {
-    response: Response,
+    body: Body,
     idle_timeout: Duration,
 }
 
@@ -60,7 +62,7 @@ impl OpenAi {
 
     /// Asks for a whole answer.
     pub async fn chat(&self, body: Bytes) -> Result<Bytes, UpstreamError> {
-        let mut answer = self.send(body).await?;
+        let (_, mut answer) = self.send(body).await?;
         let mut whole = BytesMut::new();
         while let Some(piece) = answer.next().await? {
             if whole.len() + piece.len() > MAX_ANSWER_BYTES {
@@ -73,13 +75,13 @@ impl OpenAi {
 
     /// Asks for a stream of events.
     pub async fn chat_stream(&self, body: Bytes) -> Result<AnswerStream, UpstreamError> {
-        let answer = self.send(body).await?;
-        let content_type = answer.response.headers().get(CONTENT_TYPE);
+        let (headers, answer) = self.send(body).await?;
+        let content_type = headers.get(CONTENT_TYPE);
         let is_stream = content_type.is_some_and(|value| value.as_bytes().starts_with(b"text/event-stream"));
         if is_stream { Ok(answer) } else { Err(UpstreamError::Nonsense) }
     }
 
-    async fn send(&self, body: Bytes) -> Result<AnswerStream, UpstreamError> {
+    async fn send(&self, body: Bytes) -> Result<(HeaderMap, AnswerStream), UpstreamError> {
         let headers = self.headers.clone().ok_or(UpstreamError::Unreachable)?;
         let request = self.client.post(self.chat_url.clone()).headers(headers).body(body).send();
         let sent = Instant::now();
@@ -88,19 +90,27 @@ impl OpenAi {
             .upstream_seconds
             .get_or_init(|| metrics::histogram!("farebox_upstream_seconds", "provider" => self.name.clone()));
         seconds.record(sent.elapsed());
-        let response = match response {
+        let mut response = match response {
             Err(_) => return Err(UpstreamError::Silent),
             Ok(Err(error)) => return Err(transport_error(&error)),
             Ok(Ok(response)) => response,
         };
-        let answer = AnswerStream { response, idle_timeout: self.idle_timeout };
-        if answer.response.status() == StatusCode::OK { Ok(answer) } else { Err(self.refusal(answer).await) }
+        let (status, headers) = (response.status(), std::mem::take(response.headers_mut()));
+        let answer = AnswerStream { body: response.into(), idle_timeout: self.idle_timeout };
+        if status == StatusCode::OK {
+            return Ok((headers, answer));
+        }
+        Err(self.refusal(status, &headers, answer).await)
     }
 
     /// What a status other than 200 means to the client.
-    async fn refusal(&self, mut answer: AnswerStream) -> UpstreamError {
-        let status = answer.response.status();
-        let retry_after = answer.response.headers().get(RETRY_AFTER);
+    async fn refusal(
+        &self,
+        status: StatusCode,
+        headers: &HeaderMap,
+        mut answer: AnswerStream,
+    ) -> UpstreamError {
+        let retry_after = headers.get(RETRY_AFTER);
         let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
         let mut body = BytesMut::new();
         while body.len() < MAX_ERROR_BYTES
@@ -135,10 +145,18 @@ impl OpenAi {
 impl AnswerStream {
     /// The next piece; `None` at the end.
     pub async fn next(&mut self) -> Result<Option<Bytes>, UpstreamError> {
-        match tokio::time::timeout(self.idle_timeout, self.response.chunk()).await {
-            Err(_) => Err(UpstreamError::Silent),
-            Ok(Err(_)) => Err(UpstreamError::BrokeOff),
-            Ok(Ok(piece)) => Ok(piece),
+        loop {
+            let frame = tokio::time::timeout(self.idle_timeout, self.body.frame()).await;
+            match frame.map_err(|_| UpstreamError::Silent)? {
+                None => return Ok(None),
+                Some(Err(_)) => return Err(UpstreamError::BrokeOff),
+                // What is no data is a trailer.
+                Some(Ok(frame)) => {
+                    if let Ok(piece) = frame.into_data() {
+                        return Ok(Some(piece));
+                    }
+                }
+            }
         }
     }
 }
