@@ -171,7 +171,11 @@ impl<'a> ChatRequest<'a> {
         (tokens > 0).then_some(tokens)
     }
 
-    fn max_tokens_for(&self, offer: &Offer) -> u64 {
+    pub(super) fn object(&self) -> &Object<'a> {
+        &self.object
+    }
+
+    pub(super) fn max_tokens_for(&self, offer: &Offer) -> u64 {
         self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(offer.max_output_tokens))
     }
 

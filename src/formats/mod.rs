@@ -2,6 +2,11 @@
 
 pub mod answer;
 pub mod chat;
+pub mod conversation;
 pub mod json;
+mod members;
+pub mod messages;
 pub mod request;
+pub mod responses;
 pub mod sse;
+pub mod translate;

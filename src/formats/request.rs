@@ -54,6 +54,14 @@ pub(super) fn parse_body<'a>(body: &'a [u8], interpreted: &[&str]) -> Result<Obj
     }
 }
 
+/// An object in which these members cannot be mistaken.
+pub(super) fn part<'a>(json: &'a str, at: &str, interpreted: &[&str]) -> Result<Object<'a>, BadRequest> {
+    let unreadable =
+        || bad_value(at, format!("{at} must be an object with each member once, spelt as the API spells it"));
+    let object = Object::parse(json.as_bytes()).map_err(|_| unreadable())?;
+    if object.ambiguous_key(interpreted).is_some() { Err(unreadable()) } else { Ok(object) }
+}
+
 pub(super) fn required<'a, T: Deserialize<'a>>(object: &'a Object<'_>, key: &str) -> Result<T, BadRequest> {
     let value = object.get_non_null(key);
     let value = value.ok_or_else(|| missing(key))?;

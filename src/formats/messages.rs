@@ -1,0 +1,520 @@
+//! The messages format (Anthropic API reference, *Create a Message*): what a request asks for and can
+//! cost at most, and the few members that change on the way there and back.
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
+use crate::formats::json::{Object, ObjectText, length, length_of, quote, with_member};
+use crate::formats::request::{
+    BadRequest, Bounds, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body, part,
+    refuse_members, required, token_limit, unsupported,
+};
+use crate::formats::sse::Event;
+use crate::money::MicroUsdc;
+use crate::pricing::{Offer, Reasoning};
+
+/// A messages request, parsed as far as its price needs.
+pub struct MessagesRequest<'a> {
+    object: Object<'a>,
+    pub model: String,
+    pub stream: bool,
+    pub max_tokens: u64,
+    prompt: Prompt,
+}
+
+/// Members that never become prompt; any other, known or not, is taken to.
+const NOT_PROMPT: &[&str] = &[
+    "model",
+    "max_tokens",
+    "stream",
+    "temperature",
+    "top_p",
+    "top_k",
+    "stop_sequences",
+    "metadata",
+    "service_tier",
+    "cache_control",
+    "diagnostics",
+];
+
+/// Members that are read here, and so must not mean something else to the upstream.
+const INTERPRETED: &[&str] = &[
+    "model",
+    "messages",
+    "system",
+    "max_tokens",
+    "stream",
+    "tools",
+    "thinking",
+    "output_config",
+    "service_tier",
+    "container",
+    "mcp_servers",
+    "context_management",
+    "compaction",
+    "speed",
+    "inference_geo",
+    "fallbacks",
+    "fallback_credit_token",
+    "thread",
+    "billing_policy",
+    "betas",
+    "anthropic_beta",
+];
+
+/// Members that would buy something the catalogue has no price for, or escape the bounds.
+const NOT_PRICED: &[(&str, &str)] = &[
+    ("container", "containers are not priced here: leave it out"),
+    ("mcp_servers", "servers that the provider calls are not priced here: leave it out"),
+    ("compaction", "compaction by the provider is not priced here: leave it out"),
+    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
+    ("fallback_credit_token", "other models are not priced here: leave it out"),
+    ("thread", "what the provider has kept cannot be bounded: send the messages themselves"),
+    ("billing_policy", "the provider's bill is the operator's: leave it out"),
+    ("betas", "betas are the operator's to choose: leave it out"),
+    ("anthropic_beta", "betas are the operator's to choose: leave it out"),
+];
+
+impl<'a> MessagesRequest<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
+        let object = parse_body(body, INTERPRETED)?;
+        let model: String = required(&object, "model")?;
+        let max_tokens = token_limit(&object, "max_tokens")?.ok_or_else(|| missing("max_tokens"))?;
+        let stream = optional(&object, "stream", "must be true or false")?.unwrap_or(false);
+        let prompt = measure(&object)?;
+        Ok(Self { model, stream, max_tokens, prompt, object })
+    }
+
+    /// Checks the request against what is offered, and bounds what it can use.
+    pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
+        refuse_reasoning(&self.object, offer)?;
+        if self.max_tokens > offer.max_output_tokens {
+            let message = format!(
+                "max_tokens is {} and {} gives at most {}: ask for less",
+                self.max_tokens, offer.id, offer.max_output_tokens
+            );
+            return Err(bad_value("max_tokens", message));
+        }
+        let prompt = self.prompt.bound(offer.context_length);
+        let estimated_prompt = self.prompt.estimate().min(prompt);
+        Ok(Bounds { prompt, completion: self.max_tokens, estimated_prompt })
+    }
+
+    /// The largest `max_tokens` with which no more than `completion` tokens can come, if there is one.
+    pub fn limit_within(&self, completion: u64) -> Option<u64> {
+        (completion > 0).then_some(completion)
+    }
+
+    /// The body for an upstream of this format: the client's, but for the model's name there.
+    pub fn upstream_body(&self, offer: &Offer) -> Bytes {
+        renamed(self.object.clone(), offer)
+    }
+
+    pub(super) fn object(&self) -> &Object<'a> {
+        &self.object
+    }
+}
+
+/// A question of how many tokens a prompt has: `POST /v1/messages/count_tokens`.
+pub struct CountTokens<'a> {
+    object: Object<'a>,
+    pub model: String,
+    prompt: Prompt,
+}
+
+impl<'a> CountTokens<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
+        let object = parse_body(body, INTERPRETED)?;
+        Ok(Self { model: required(&object, "model")?, prompt: measure(&object)?, object })
+    }
+
+    /// The body for an upstream of this format, which counts for nothing.
+    pub fn upstream_body(&self, offer: &Offer) -> Bytes {
+        renamed(self.object.clone(), offer)
+    }
+
+    /// The answer where the upstream does not count: about as many as there will be. Agents ask to
+    /// know when to shorten a conversation, for which that does, and an error would stop them.
+    pub fn estimate(&self, offer: &Offer) -> Bytes {
+        let tokens = self.prompt.estimate().min(offer.context_length).max(1);
+        ObjectText::new().number("input_tokens", tokens).end().into()
+    }
+}
+
+fn renamed(mut object: Object<'_>, offer: &Offer) -> Bytes {
+    object.set("model", quote(&offer.upstream_model));
+    if offer.reasoning == Reasoning::Strip {
+        object.remove("thinking");
+        strip_effort(&mut object);
+    }
+    object.to_bytes().into()
+}
+
+fn strip_effort(object: &mut Object<'_>) {
+    let Some(raw) = object.get_non_null("output_config") else { return };
+    let Ok(mut config) = Object::parse(raw.as_bytes()) else { return };
+    config.remove("effort");
+    // It came out of a string, so it is one.
+    let stripped = String::from_utf8(config.to_bytes()).ok().filter(|text| text != "{}");
+    match stripped {
+        Some(config) => object.set("output_config", config),
+        None => object.remove("output_config"),
+    }
+}
+
+fn refuse_reasoning(object: &Object<'_>, offer: &Offer) -> Result<(), BadRequest> {
+    if offer.reasoning != Reasoning::Reject {
+        return Ok(());
+    }
+    let refused = |field: &str| {
+        Err(unsupported(field, format!("{field} is not supported for {}: leave it out", offer.id)))
+    };
+    let thinking: Option<Object<'_>> = optional(object, "thinking", "must be an object")?;
+    if thinking.is_some_and(|thinking| thinking.get("type") != Some(r#""disabled""#)) {
+        return refused("thinking");
+    }
+    let config: Option<Object<'_>> = optional(object, "output_config", "must be an object")?;
+    if config.is_some_and(|config| config.get_non_null("effort").is_some()) {
+        return refused("output_config.effort");
+    }
+    Ok(())
+}
+
+fn measure(object: &Object<'_>) -> Result<Prompt, BadRequest> {
+    refuse_unpriced(object)?;
+    let messages = object.get_non_null("messages").ok_or_else(|| missing("messages"))?;
+    let expected = "messages must be a list of at least one message";
+    let list: Vec<&RawValue> = serde_json::from_str(messages).map_err(|_| bad_value("messages", expected))?;
+    if list.is_empty() {
+        return Err(bad_value("messages", expected));
+    }
+    let mut prompt = Prompt {
+        messages: length_of(&list).saturating_add(1),
+        toolsets: toolsets(object)?,
+        ..Prompt::of_members(object, NOT_PROMPT, "messages")
+    };
+    if let Some(system) = object.get_non_null("system") {
+        // Its bytes are counted with the members; here it is seen that it is nothing but text.
+        let mut apart = Prompt::default();
+        add_content(system, "system", true, &mut apart)?;
+        prompt.parts_not_text += apart.parts_not_text;
+    }
+    for (i, message) in list.into_iter().enumerate() {
+        let at = format!("messages[{i}]");
+        let message = part(message.get(), &at, &["role", "content"])?;
+        let content = message.get("content").unwrap_or("null");
+        add_content(content, &format!("{at}.content"), true, &mut prompt)?;
+    }
+    Ok(prompt)
+}
+
+/// Counts a text or a list of blocks; in a tool's result, which is a block, there are none within.
+fn add_content(json: &str, at: &str, may_nest: bool, prompt: &mut Prompt) -> Result<(), BadRequest> {
+    if json.starts_with('"') {
+        prompt.text_bytes += length(json);
+        return Ok(());
+    }
+    let blocks: Vec<&RawValue> = serde_json::from_str(json)
+        .map_err(|_| bad_value(at, format!("{at} must be a text or a list of blocks")))?;
+    for (i, block) in blocks.into_iter().enumerate() {
+        add_block(block.get(), &format!("{at}[{i}]"), may_nest, prompt)?;
+    }
+    Ok(())
+}
+
+fn add_block(json: &str, at: &str, may_nest: bool, prompt: &mut Prompt) -> Result<(), BadRequest> {
+    let block = part(json, at, &["type", "text", "source", "content", "file_id"])?;
+    match block.get("type").unwrap_or_default() {
+        // Thoughts are sealed, and what is sealed is no shorter than what it hides.
+        r#""text""# | r#""tool_use""# | r#""thinking""# | r#""redacted_thinking""# => {
+            prompt.text_bytes += length(json);
+            Ok(())
+        }
+        r#""tool_result""# if may_nest => match block.get_non_null("content") {
+            Some(content) => add_content(content, &format!("{at}.content"), false, prompt),
+            None => Ok(()),
+        },
+        _ => {
+            let source: Option<Object<'_>> = optional(&block, "source", "must be an object")?;
+            refuse_files(&block, at)?;
+            if let Some(source) = source {
+                refuse_files(&source, at)?;
+                if let Some(content) = source.get_non_null("content").filter(|_| may_nest) {
+                    add_content(content, &format!("{at}.source.content"), false, prompt)?;
+                }
+            }
+            prompt.parts_not_text += 1;
+            Ok(())
+        }
+    }
+}
+
+/// Files by id are the operator's, whoever names them.
+fn refuse_files(object: &Object<'_>, at: &str) -> Result<(), BadRequest> {
+    if object.ambiguous_key(&["type", "file_id", "content"]).is_none()
+        && object.get_non_null("file_id").is_none()
+    {
+        return Ok(());
+    }
+    Err(unsupported(at, "files that the provider keeps are not served here: send their content"))
+}
+
+/// Tools of Anthropic's that the client runs itself: they cost no more than their description.
+const CLIENTS_OWN: &[&str] = &["bash_", "text_editor_", "memory_"];
+
+/// Sees that no tool is run by the provider, and counts the descriptions that are its own.
+fn toolsets(object: &Object<'_>) -> Result<u64, BadRequest> {
+    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
+    let Some(tools) = tools else { return Ok(0) };
+    let mut toolsets = 1;
+    for (i, tool) in tools.iter().enumerate() {
+        let at = format!("tools[{i}]");
+        if tool.ambiguous_key(&["type"]).is_some() {
+            return Err(bad_value(
+                &at,
+                format!("{at} must hold each member once, spelt as the API spells it"),
+            ));
+        }
+        let kind: Option<String> = optional(tool, "type", "must be a string")?;
+        match kind.as_deref() {
+            None | Some("custom") => {}
+            Some(kind) if CLIENTS_OWN.iter().any(|own| kind.starts_with(own)) => toolsets += 1,
+            Some(kind) => {
+                let message = format!(
+                    "{kind}: tools that the provider runs itself are not priced here: send tools of your own only"
+                );
+                return Err(bad("unsupported_parameter", &format!("{at}.type"), message));
+            }
+        }
+    }
+    Ok(toolsets)
+}
+
+fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
+    refuse_members(object, NOT_PRICED)?;
+    let word = |key: &str| optional::<String>(object, key, "must be a string");
+    if word("service_tier")?.is_some_and(|tier| !matches!(tier.as_str(), "auto" | "standard_only")) {
+        return Err(unsupported("service_tier", "only the default service tier is priced here"));
+    }
+    if word("speed")?.is_some_and(|speed| speed != "standard") {
+        return Err(unsupported("speed", "only the standard speed is priced here"));
+    }
+    if word("inference_geo")?.is_some_and(|geo| geo != "global") {
+        return Err(unsupported("inference_geo", "where inference runs is not priced here: leave it out"));
+    }
+    let management: Option<Object<'_>> = optional(object, "context_management", "must be an object")?;
+    let edits = management.as_ref().and_then(|management| management.get_non_null("edits"));
+    let edits: Vec<Object<'_>> = serde_json::from_str(edits.unwrap_or("[]"))
+        .map_err(|_| bad_value("context_management", "context_management.edits must be a list"))?;
+    // What clears away makes a prompt shorter; what compacts it is another answer, unpriced.
+    let clears = |edit: &Object<'_>| {
+        edit.ambiguous_key(&["type"]).is_none()
+            && edit.get("type").is_some_and(|kind| kind.starts_with(r#""clear_"#))
+    };
+    if !edits.iter().all(clears) {
+        let message = "only edits that clear are priced here: leave the others out";
+        return Err(unsupported("context_management", message));
+    }
+    Ok(())
+}
+
+/// A whole answer from an upstream of this format.
+pub struct Answer<'a> {
+    object: Object<'a>,
+}
+
+impl<'a> Answer<'a> {
+    pub fn parse(body: &'a [u8]) -> Result<Self, NotAnAnswer> {
+        let object = Object::parse(body).map_err(|_| NotAnAnswer::Nonsense)?;
+        match (object.get("type"), object.get("content")) {
+            (Some(r#""error""#), _) => Err(NotAnAnswer::Error),
+            (Some(r#""message""#), Some(content)) if content.starts_with('[') => Ok(Self { object }),
+            _ => Err(NotAnAnswer::Nonsense),
+        }
+    }
+
+    pub fn usage_raw(&self) -> Option<&str> {
+        self.object.get_non_null("usage")
+    }
+
+    /// Output tokens, where the answer does not say how many there were.
+    pub fn estimated_completion(&self) -> u64 {
+        let content = self.object.get("content").unwrap_or("[]");
+        match serde_json::from_str::<Vec<Object<'_>>>(content) {
+            Ok(blocks) => estimate_tokens(blocks.iter().map(block_bytes).sum()),
+            // Not the shape we know, but output all the same.
+            Err(_) => estimate_tokens(length(content)),
+        }
+    }
+
+    /// The answer for the client: the model by the name it asked for, and what was charged.
+    pub fn render(mut self, model: &str, charged: MicroUsdc) -> Bytes {
+        self.object.set("model", quote(model));
+        let usage = self.usage_raw().and_then(|raw| with_member(raw, "charged_usdc", &charged.to_string()));
+        if let Some(usage) = usage {
+            self.object.set("usage", usage);
+        }
+        self.object.to_bytes().into()
+    }
+}
+
+/// Bytes of output in a block: texts, thoughts, and of calls what the model wrote.
+fn block_bytes(block: &Object<'_>) -> u64 {
+    let input = block.get_non_null("input").map_or(0, length);
+    ["text", "thinking", "name"].iter().map(|key| text_bytes(block, key)).sum::<u64>().saturating_add(input)
+}
+
+/// Watches an answer stream past, event by event, for its usage and for how much was delivered.
+pub struct StreamTap {
+    model_json: String,
+    usage: Usage,
+    /// Whether the closing report of usage has come.
+    reported_at_end: bool,
+    has_stopped: bool,
+    delivered: Delivered,
+    last: Option<Bytes>,
+}
+
+/// Usage as it comes in a stream: the prompt's at the beginning, the output's at the end, and of a
+/// member that comes in both the later.
+#[derive(Default)]
+pub(super) struct Usage(Option<String>);
+
+impl Usage {
+    pub(super) fn merge(&mut self, report: &str) {
+        let Ok(report) = Object::parse(report.as_bytes()) else { return };
+        let earlier = self.0.take().unwrap_or_else(|| "{}".to_owned());
+        let Ok(mut merged) = Object::parse(earlier.as_bytes()) else { return };
+        for (key, value) in report.members() {
+            if value != "null" || merged.get(key).is_none() {
+                merged.set(key, value.to_owned());
+            }
+        }
+        self.0 = String::from_utf8(merged.to_bytes()).ok();
+    }
+
+    pub(super) fn raw(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+/// As much of an event as is looked at.
+#[derive(Deserialize)]
+struct Piece<'a> {
+    #[serde(borrow)]
+    r#type: &'a RawValue,
+    #[serde(borrow)]
+    message: Option<Object<'a>>,
+    #[serde(borrow)]
+    delta: Option<Delta<'a>>,
+    #[serde(borrow)]
+    content_block: Option<Delta<'a>>,
+    #[serde(borrow)]
+    usage: Option<&'a RawValue>,
+}
+
+/// A block, or more of one. Texts stay as they are: only their lengths are asked for.
+#[derive(Deserialize)]
+struct Delta<'a> {
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow)]
+    thinking: Option<&'a RawValue>,
+    #[serde(borrow)]
+    partial_json: Option<&'a RawValue>,
+    #[serde(borrow)]
+    name: Option<&'a RawValue>,
+    #[serde(borrow)]
+    stop_reason: Option<&'a RawValue>,
+}
+
+impl Delta<'_> {
+    fn output_bytes(&self) -> u64 {
+        let texts = [self.text, self.thinking, self.partial_json, self.name];
+        texts.iter().flatten().map(|text| length(text.get()).saturating_sub(2)).sum()
+    }
+}
+
+impl StreamTap {
+    /// For a client that asked for `model` by this name.
+    pub fn new(model: &str) -> Self {
+        Self {
+            model_json: quote(model),
+            usage: Usage::default(),
+            reported_at_end: false,
+            has_stopped: false,
+            delivered: Delivered::default(),
+            last: None,
+        }
+    }
+
+    /// Reads one event and says what the client gets of it: the very bytes, but for the model's name.
+    pub fn event(&mut self, event: &Event) -> Forward {
+        let Some(data) = event.data() else { return Forward::Send(event.0.clone()) };
+        let Ok(piece) = serde_json::from_slice::<Piece<'_>>(&data) else { return Forward::Nonsense };
+        match piece.r#type.get() {
+            r#""error""# => return Forward::Failed,
+            r#""message_stop""# => {
+                self.last = Some(event.0.clone());
+                return Forward::Done;
+            }
+            r#""message_start""# => return self.start(&data, piece.message),
+            r#""message_delta""# => {
+                if let Some(usage) = piece.usage {
+                    self.usage.merge(usage.get());
+                    self.reported_at_end = true;
+                }
+                self.has_stopped |= piece.delta.is_some_and(|delta| delta.stop_reason.is_some());
+            }
+            _ => {
+                let parts = [piece.delta, piece.content_block];
+                self.delivered.add(parts.iter().flatten().map(Delta::output_bytes).sum());
+            }
+        }
+        Forward::Send(event.0.clone())
+    }
+
+    fn start(&mut self, data: &[u8], message: Option<Object<'_>>) -> Forward {
+        let (Some(mut message), Ok(mut object)) = (message, Object::parse(data)) else {
+            return Forward::Nonsense;
+        };
+        if let Some(usage) = message.get_non_null("usage") {
+            self.usage.merge(usage);
+        }
+        message.set("model", self.model_json.as_str());
+        let Ok(message) = String::from_utf8(message.to_bytes()) else { return Forward::Nonsense };
+        object.set("message", message);
+        Forward::Send(Event::named("message_start", &object.to_bytes()))
+    }
+
+    /// What ends the stream, to be sent when it is settled.
+    pub fn last(&self) -> Bytes {
+        let stop = || Event::named("message_stop", br#"{"type":"message_stop"}"#);
+        self.last.clone().unwrap_or_else(stop)
+    }
+
+    pub fn usage_raw(&self) -> Option<&str> {
+        self.usage.raw()
+    }
+
+    /// Whether the report of usage is the last word, however the stream ends.
+    pub fn is_reported_at_end(&self) -> bool {
+        self.reported_at_end
+    }
+
+    pub fn delivered_anything(&self) -> bool {
+        self.delivered.anything()
+    }
+
+    /// Whether the answer was whole, should the stream end now without saying so.
+    pub fn is_finished(&self) -> bool {
+        self.has_stopped
+    }
+
+    /// Output tokens delivered so far.
+    pub fn estimated_completion(&self) -> u64 {
+        self.delivered.estimated_tokens()
+    }
+}

@@ -1,0 +1,63 @@
+//! One format's requests and answers made another's, by way of a
+//! [`Conversation`](crate::formats::conversation::Conversation).
+//!
+//! What has no place in the other format is refused by name, and not left out, but for what is
+//! listed as harmless here and at each reader.
+
+pub mod chat_request;
+pub mod messages_request;
+
+use crate::formats::conversation::{Part, ToolResult};
+use crate::formats::members::Members;
+use crate::formats::request::{BadRequest, unsupported};
+
+/// What may be left out anywhere: names that a provider files a request under, and hints on how it
+/// keeps it in its caches. The answer is the same without.
+const HARMLESS: &[&str] = &[
+    "metadata",
+    "client_metadata",
+    "user",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "prompt_cache_options",
+    "cache_control",
+    "diagnostics",
+    "service_tier",
+    "context_management",
+    "speed",
+];
+
+fn no_place_for(field: &str) -> BadRequest {
+    unsupported(field, format!("{field} has no place in this model's API: leave it out"))
+}
+
+/// The refusal of a part, a tool or a message of its kind, which `key` says.
+fn refuse_kind(members: &Members<'_>, key: &str, advice: &str) -> BadRequest {
+    let at = members.at(key);
+    let value = members.json(key).unwrap_or("null");
+    unsupported(&at, format!("{at} is {value}, which this model's API has no place for: {advice}"))
+}
+
+/// Texts as one; anything else among them is an error at `place`.
+fn join_texts(parts: &[Part], place: &str) -> Result<String, BadRequest> {
+    let text = |part: &Part| match part {
+        Part::Text(text) => Ok(text.clone()),
+        _ => Err(unsupported(place, format!("{place} can only hold text"))),
+    };
+    Ok(parts.iter().map(text).collect::<Result<Vec<_>, _>>()?.join("\n\n"))
+}
+
+/// The texts of a tool's result. Where nothing else says that it is an error, its words do.
+fn result_text(result: &ToolResult) -> String {
+    let texts: Vec<&str> = result
+        .parts
+        .iter()
+        .filter_map(|part| match part {
+            Part::Text(text) => Some(text.as_str()),
+            _ => None,
+        })
+        .collect();
+    let text = texts.join("\n\n");
+    if result.is_error { format!("Error: {text}") } else { text }
+}
