@@ -374,7 +374,8 @@ pub struct StreamTap {
     reported_at_end: bool,
     has_stopped: bool,
     delivered: Delivered,
-    last: Option<Bytes>,
+    /// Why the answer ended, held back with what follows.
+    ending: Option<Bytes>,
 }
 
 /// Usage as it comes in a stream: the prompt's at the beginning, the output's at the end, and of a
@@ -446,7 +447,7 @@ impl StreamTap {
             reported_at_end: false,
             has_stopped: false,
             delivered: Delivered::default(),
-            last: None,
+            ending: None,
         }
     }
 
@@ -456,10 +457,7 @@ impl StreamTap {
         let Ok(piece) = serde_json::from_slice::<Piece<'_>>(&data) else { return Forward::Nonsense };
         match piece.r#type.get() {
             r#""error""# => return Forward::Failed,
-            r#""message_stop""# => {
-                self.last = Some(event.0.clone());
-                return Forward::Done;
-            }
+            r#""message_stop""# => return Forward::Done,
             r#""message_start""# => return self.start(&data, piece.message),
             r#""message_delta""# => {
                 if let Some(usage) = piece.usage {
@@ -467,6 +465,9 @@ impl StreamTap {
                     self.reported_at_end = true;
                 }
                 self.has_stopped |= piece.delta.is_some_and(|delta| delta.stop_reason.is_some());
+                // Should another come, the first was not the last.
+                let earlier = self.ending.replace(event.0.clone());
+                return earlier.map_or(Forward::Skip, Forward::Send);
             }
             _ => {
                 let parts = [piece.delta, piece.content_block];
@@ -489,10 +490,16 @@ impl StreamTap {
         Forward::Send(Event::named("message_start", &object.to_bytes()))
     }
 
-    /// What ends the stream, to be sent when it is settled.
-    pub fn last(&self) -> Bytes {
-        let stop = || Event::named("message_stop", br#"{"type":"message_stop"}"#);
-        self.last.clone().unwrap_or_else(stop)
+    /// What ends the stream, to be sent when it is settled, with what was charged.
+    pub fn last(&self, charged: MicroUsdc) -> Bytes {
+        let mut last = Vec::new();
+        if let Some(ending) = &self.ending {
+            let event = Event(ending.clone());
+            let data = event.data().and_then(|data| with_charge(&data, charged));
+            last.extend_from_slice(&data.map_or(ending.clone(), |data| Event::named("message_delta", &data)));
+        }
+        last.extend_from_slice(&Event::named("message_stop", br#"{"type":"message_stop"}"#));
+        last.into()
     }
 
     pub fn usage_raw(&self) -> Option<&str> {
@@ -517,4 +524,12 @@ impl StreamTap {
     pub fn estimated_completion(&self) -> u64 {
         self.delivered.estimated_tokens()
     }
+}
+
+/// An event's data with what was charged among its usage.
+fn with_charge(data: &[u8], charged: MicroUsdc) -> Option<Vec<u8>> {
+    let mut object = Object::parse(data).ok()?;
+    let usage = with_member(object.get_non_null("usage")?, "charged_usdc", &charged.to_string())?;
+    object.set("usage", usage);
+    Some(object.to_bytes())
 }

@@ -3,6 +3,8 @@
 pub mod answer;
 pub mod chat;
 pub mod conversation;
+pub mod errors;
+pub mod exchange;
 pub mod json;
 mod members;
 pub mod messages;

@@ -321,7 +321,9 @@ pub struct StreamTap {
     model_json: String,
     usage_raw: Option<String>,
     delivered: Delivered,
-    /// The type of the event that ends the stream, and the event itself.
+    /// How many events there were.
+    sequence: u64,
+    /// The type of the event that ends the stream, and its data.
     last: Option<(&'static str, Bytes)>,
 }
 
@@ -336,6 +338,7 @@ struct Piece<'a> {
     delta: Option<&'a RawValue>,
     #[serde(borrow)]
     item: Option<Item<'a>>,
+    sequence_number: Option<u64>,
 }
 
 #[derive(Deserialize)]
@@ -347,7 +350,13 @@ struct Item<'a> {
 impl StreamTap {
     /// For a client that asked for `model` by this name.
     pub fn new(model: &str) -> Self {
-        Self { model_json: quote(model), usage_raw: None, delivered: Delivered::default(), last: None }
+        Self {
+            model_json: quote(model),
+            usage_raw: None,
+            delivered: Delivered::default(),
+            sequence: 0,
+            last: None,
+        }
     }
 
     /// Reads one event and says what the client gets of it: the very bytes, but for the model's name.
@@ -358,6 +367,7 @@ impl StreamTap {
             return if self.last.is_some() { Forward::Done } else { Forward::Nonsense };
         }
         let Ok(piece) = serde_json::from_slice::<Piece<'_>>(&data) else { return Forward::Nonsense };
+        self.sequence = piece.sequence_number.map_or(self.sequence, |number| number.saturating_add(1));
         match piece.r#type.get() {
             r#""error""# | r#""response.failed""# | r#""response.cancelled""# => return Forward::Failed,
             r#""response.completed""# => return self.end("response.completed", &data, piece.response),
@@ -404,6 +414,11 @@ impl StreamTap {
             .and_then(|raw| Object::parse(raw.as_bytes()).ok())
             .and_then(|response| self.renamed(data, response, Some(charged)));
         Event::named(name, renamed.as_deref().unwrap_or(data))
+    }
+
+    /// The number that the next event has.
+    pub fn sequence(&self) -> u64 {
+        self.sequence
     }
 
     pub fn usage_raw(&self) -> Option<&str> {

@@ -97,8 +97,8 @@ impl Event {
     /// The event's type, if it has one that is text.
     pub fn name(&self) -> Option<&str> {
         let lines = self.0.split(|byte| matches!(byte, b'\n' | b'\r'));
-        let names = lines.filter_map(|line| line.strip_prefix(b"event:"));
-        names.last().and_then(|name| std::str::from_utf8(name).ok()).map(str::trim)
+        let mut names = lines.filter_map(|line| line.strip_prefix(b"event:"));
+        names.next_back().and_then(|name| std::str::from_utf8(name).ok()).map(str::trim)
     }
 
     /// The event's data: its `data:` lines, joined. `None` for a comment or a keep-alive.

@@ -4,12 +4,50 @@
 //! What has no place in the other format is refused by name, and not left out, but for what is
 //! listed as harmless here and at each reader.
 
+pub mod chat_answer;
 pub mod chat_request;
+pub mod gemini_answer;
+pub mod gemini_request;
+pub mod messages_answer;
 pub mod messages_request;
+pub mod responses_answer;
+pub mod responses_request;
 
 use crate::formats::conversation::{Part, ToolResult};
 use crate::formats::members::Members;
 use crate::formats::request::{BadRequest, unsupported};
+
+/// What an answer says of itself to its client.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Reply {
+    /// The request's own id; the answer's, its items' and its calls' are made of it.
+    pub id: String,
+    /// The model, by the name that the client asked for.
+    pub model: String,
+    /// Unix seconds.
+    pub created: i64,
+    /// Whether a chat client asked for the usage of its stream.
+    pub wants_usage: bool,
+    /// What a responses client is told again of its request, as an object's text.
+    pub repeated: String,
+}
+
+/// What an event of an upstream's stream came to.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Heard {
+    /// The steps that it added, if any.
+    Steps,
+    /// The stream is complete.
+    Done,
+    /// The upstream says that it failed.
+    Failed,
+    Nonsense,
+}
+
+/// The id of a call that its provider has given none.
+fn call_id(seed: &str, number: usize) -> String {
+    format!("call_{seed}_{number}")
+}
 
 /// What may be left out anywhere: names that a provider files a request under, and hints on how it
 /// keeps it in its caches. The answer is the same without.
