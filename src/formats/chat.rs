@@ -492,12 +492,12 @@ impl StreamTap {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::money::UnitPrice;
     use crate::pricing::Prices;
 
-    fn offer() -> Offer {
+    pub(in crate::formats) fn offer() -> Offer {
         Offer {
             id: "openai/gpt-5-mini".into(),
             provider: "openai".into(),

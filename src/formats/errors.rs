@@ -112,9 +112,10 @@ pub enum Refusal {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Body {
-    One(ErrorBody),
-    /// Google's streams are lists until somebody asks for events.
+    /// Google's streams are lists until somebody asks for events. Tried first: a list of one could be
+    /// taken for the object itself.
     List(Vec<ErrorBody>),
+    One(ErrorBody),
 }
 
 #[derive(Deserialize)]

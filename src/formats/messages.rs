@@ -237,12 +237,14 @@ fn add_block(json: &str, at: &str, may_nest: bool, prompt: &mut Prompt) -> Resul
             None => Ok(()),
         },
         _ => {
-            let source: Option<Object<'_>> = optional(&block, "source", "must be an object")?;
             refuse_files(&block, at)?;
-            if let Some(source) = source {
-                refuse_files(&source, at)?;
+            // A search result's source is a text.
+            if let Some(source) = block.get("source").filter(|source| source.starts_with('{')) {
+                let at = format!("{at}.source");
+                let source = part(source, &at, &["type", "file_id", "content"])?;
+                refuse_files(&source, &at)?;
                 if let Some(content) = source.get_non_null("content").filter(|_| may_nest) {
-                    add_content(content, &format!("{at}.source.content"), false, prompt)?;
+                    add_content(content, &format!("{at}.content"), false, prompt)?;
                 }
             }
             prompt.parts_not_text += 1;
@@ -253,12 +255,13 @@ fn add_block(json: &str, at: &str, may_nest: bool, prompt: &mut Prompt) -> Resul
 
 /// Files by id are the operator's, whoever names them.
 fn refuse_files(object: &Object<'_>, at: &str) -> Result<(), BadRequest> {
-    if object.ambiguous_key(&["type", "file_id", "content"]).is_none()
-        && object.get_non_null("file_id").is_none()
-    {
-        return Ok(());
+    match object.get_non_null("file_id") {
+        None => Ok(()),
+        Some(_) => {
+            let message = "files that the provider keeps are not served here: send their content";
+            Err(unsupported(&format!("{at}.file_id"), message))
+        }
     }
-    Err(unsupported(at, "files that the provider keeps are not served here: send their content"))
 }
 
 /// Tools of Anthropic's that the client runs itself: they cost no more than their description.
@@ -532,4 +535,224 @@ fn with_charge(data: &[u8], charged: MicroUsdc) -> Option<Vec<u8>> {
     let usage = with_member(object.get_non_null("usage")?, "charged_usdc", &charged.to_string())?;
     object.set("usage", usage);
     Some(object.to_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::chat::tests::offer as chat_offer;
+
+    fn offer() -> Offer {
+        Offer { reasoning: Reasoning::Allow, ..chat_offer() }
+    }
+
+    fn request(members: &str) -> String {
+        format!(
+            r#"{{"model":"p/m","max_tokens":100,"messages":[{{"role":"user","content":"hi"}}]{members}}}"#
+        )
+    }
+
+    fn of_content(content: &str) -> String {
+        format!(r#"{{"model":"p/m","max_tokens":100,"messages":[{{"role":"user","content":{content}}}]}}"#)
+    }
+
+    fn refused(body: &str, offer: &Offer) -> Option<String> {
+        let error = match MessagesRequest::parse(body.as_bytes()) {
+            Err(error) => error,
+            Ok(request) => request.bounds(offer).expect_err(body),
+        };
+        assert!(!error.message.is_empty());
+        error.param
+    }
+
+    fn bounds(body: &str) -> Bounds {
+        MessagesRequest::parse(body.as_bytes()).unwrap().bounds(&offer()).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_priced_or_bounded_is_refused_by_name() {
+        for (members, param) in [
+            (r#","container":"c""#, "container"),
+            (r#","mcp_servers":[]"#, "mcp_servers"),
+            (r#","compaction":{}"#, "compaction"),
+            (r#","fallbacks":["a"]"#, "fallbacks"),
+            (r#","thread":{}"#, "thread"),
+            (r#","betas":["x"]"#, "betas"),
+            (r#","speed":"fast""#, "speed"),
+            (r#","inference_geo":"us""#, "inference_geo"),
+            (r#","service_tier":"priority""#, "service_tier"),
+            (r#","context_management":{"edits":[{"type":"compact_20260112"}]}"#, "context_management"),
+            (r#","tools":[{"type":"web_search_20250305","name":"web_search"}]"#, "tools[0].type"),
+            (r#","tools":[{"name":"a","input_schema":{}},{"type":"mcp_toolset"}]"#, "tools[1].type"),
+            (r#","tools":[{"type":"computer_20250124","name":"computer"}]"#, "tools[0].type"),
+            (r#","tools":[{"type":"custom","Type":"code_execution_20250825"}]"#, "tools[0]"),
+            (r#","Max_Tokens":100000"#, "Max_Tokens"),
+            (r#","max_tokens":1"#, "max_tokens"),
+            (r#","stream":"yes""#, "stream"),
+            (r#","system":7"#, "system"),
+        ] {
+            assert_eq!(refused(&request(members), &offer()).as_deref(), Some(param), "{members}");
+        }
+        for (content, param) in [
+            (
+                r#"[{"type":"image","source":{"type":"file","file_id":"f"}}]"#,
+                "messages[0].content[0].source.file_id",
+            ),
+            (
+                r#"[{"type":"image","source":{"type":"url","url":"u","File_id":"f"}}]"#,
+                "messages[0].content[0].source",
+            ),
+            (r#"[{"type":"container_upload","file_id":"f"}]"#, "messages[0].content[0].file_id"),
+            (
+                r#"[{"type":"document","source":{"type":"content","content":[{"type":"image","source":{"file_id":"f"}}]}}]"#,
+                "messages[0].content[0].source.content[0].source.file_id",
+            ),
+            (
+                r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"file_id":"f"}}]}]"#,
+                "messages[0].content[0].content[0].source.file_id",
+            ),
+            (r#"[{"type":"text","Type":"image"}]"#, "messages[0].content[0]"),
+            ("7", "messages[0].content"),
+        ] {
+            assert_eq!(refused(&of_content(content), &offer()).as_deref(), Some(param), "{content}");
+        }
+        assert_eq!(refused("{}", &offer()).as_deref(), Some("model"));
+        assert_eq!(refused(r#"{"model":"m"}"#, &offer()).as_deref(), Some("max_tokens"));
+        assert_eq!(refused(r#"{"model":"m","max_tokens":0}"#, &offer()).as_deref(), Some("max_tokens"));
+        let much = request("").replace("100", "16385");
+        assert_eq!(refused(&much, &offer()).as_deref(), Some("max_tokens"));
+    }
+
+    #[test]
+    fn reasoning_is_refused_stripped_or_let_through() {
+        let asks = request(
+            r#","thinking":{"type":"enabled","budget_tokens":2000},"output_config":{"effort":"high","format":{"type":"json_schema","schema":{}}}"#,
+        );
+        let effort = request(r#","output_config":{"effort":"low"}"#);
+        let off = request(r#","thinking":{"type":"disabled"}"#);
+        let reject = Offer { reasoning: Reasoning::Reject, ..offer() };
+        assert_eq!(refused(&asks, &reject).as_deref(), Some("thinking"));
+        assert_eq!(refused(&effort, &reject).as_deref(), Some("output_config.effort"));
+        assert!(MessagesRequest::parse(off.as_bytes()).unwrap().bounds(&reject).is_ok());
+        let strip = Offer { reasoning: Reasoning::Strip, ..offer() };
+        let sent = |body: &str, offer: &Offer| {
+            let request = MessagesRequest::parse(body.as_bytes()).unwrap();
+            String::from_utf8(request.upstream_body(offer).to_vec()).unwrap()
+        };
+        assert!(
+            sent(&asks, &strip)
+                .ends_with(r#""output_config":{"format":{"type":"json_schema","schema":{}}}}"#)
+        );
+        assert!(!sent(&asks, &strip).contains("thinking"));
+        assert!(!sent(&effort, &strip).contains("output_config"));
+        assert_eq!(sent(&asks, &offer()), asks.replace("p/m", "gpt-5-mini-2026"));
+    }
+
+    #[test]
+    fn the_prompt_bound_counts_bytes_and_what_is_not_text_is_the_whole_context() {
+        let messages = r#"[{"role":"user","content":"hi"}]"#;
+        assert_eq!(bounds(&request("")).prompt, u64::try_from(messages.len()).unwrap() + 2 * 16 + 64);
+        assert_eq!(bounds(&request("")).completion, 100);
+        let thought = format!(r#"[{{"type":"redacted_thinking","data":"{}"}}]"#, "x".repeat(5000));
+        let bound = bounds(&of_content(&thought)).prompt;
+        assert!((5000..6000).contains(&bound), "{bound}");
+        let result = r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"text","text":"x"}]}]"#;
+        assert!(bounds(&of_content(result)).prompt < 1000);
+        for picture in [
+            r#"[{"type":"image","source":{"type":"url","url":"u"}}]"#,
+            r#"[{"type":"tool_result","tool_use_id":"t","content":[{"type":"image","source":{"type":"url","url":"u"}}]}]"#,
+            r#"[{"type":"document","source":{"type":"base64","data":"x"}}]"#,
+            r#"[{"type":"te\u0078t","text":"x"}]"#,
+        ] {
+            assert_eq!(bounds(&of_content(picture)).prompt, 128_000, "{picture}");
+        }
+        let picture = request(r#","system":[{"type":"image","source":{"type":"url","url":"u"}}]"#);
+        assert_eq!(bounds(&picture).prompt, 128_000);
+        let tools = |tools: &str| bounds(&request(&format!(r#","tools":[{tools}]"#))).prompt;
+        let bash = r#"{"type":"bash_20250124","name":"bash"}"#;
+        let own = r#"{"name":"f","input_schema":{}}"#;
+        assert!(tools(own) > bounds(&request("")).prompt + 1024);
+        assert!(tools(&format!("{bash},{own}")) > tools(own) + 1024);
+        assert!(bounds(&request(r#","unknown":"0123456789""#)).prompt >= bounds(&request("")).prompt + 10);
+    }
+
+    #[test]
+    fn a_count_is_asked_for_or_estimated() {
+        let body = br#"{"model":"p/m","messages":[{"role":"user","content":"twelve bytes"}],"tools":[]}"#;
+        let count = CountTokens::parse(body).unwrap();
+        assert_eq!(
+            count.upstream_body(&offer()),
+            r#"{"model":"gpt-5-mini-2026","messages":[{"role":"user","content":"twelve bytes"}],"tools":[]}"#
+        );
+        assert_eq!(count.estimate(&offer()), r#"{"input_tokens":4}"#);
+        assert!(CountTokens::parse(br#"{"model":"p/m"}"#).is_err());
+    }
+
+    #[test]
+    fn an_answer_keeps_all_but_model_and_usage() {
+        let body = br#"{"id":"m","type":"message","model":"up","content":[{"type":"text","text":"12345678"}],"usage":{"input_tokens":1},"x":[1, 2]}"#;
+        let answer = Answer::parse(body).unwrap();
+        assert_eq!((answer.usage_raw(), answer.estimated_completion()), (Some(r#"{"input_tokens":1}"#), 2));
+        assert_eq!(
+            answer.render("p/m", MicroUsdc::new(11)),
+            r#"{"id":"m","type":"message","model":"p/m","content":[{"type":"text","text":"12345678"}],"usage":{"input_tokens":1,"charged_usdc":11},"x":[1, 2]}"#
+        );
+        assert_eq!(Answer::parse(br#"{"type":"error","error":{}}"#).err(), Some(NotAnAnswer::Error));
+        for nonsense in [&b"<html>"[..], b"{}", br#"{"type":"message"}"#, b"[]"] {
+            assert_eq!(Answer::parse(nonsense).err(), Some(NotAnAnswer::Nonsense));
+        }
+    }
+
+    fn event(name: &str, members: &str) -> Event {
+        Event(Event::named(name, format!(r#"{{"type":"{name}",{members}}}"#).as_bytes()))
+    }
+
+    #[test]
+    fn a_stream_passes_as_it_is_and_its_end_is_held_back() {
+        let mut tap = StreamTap::new("p/m");
+        let start = event(
+            "message_start",
+            r#""message":{"model":"up","usage":{"input_tokens":3,"output_tokens":1}}"#,
+        );
+        let Forward::Send(sent) = tap.event(&start) else { panic!("not sent") };
+        assert_eq!(
+            sent,
+            event(
+                "message_start",
+                r#""message":{"model":"p/m","usage":{"input_tokens":3,"output_tokens":1}}"#
+            )
+            .0
+        );
+        assert!(!tap.is_reported_at_end() && !tap.delivered_anything());
+        for members in [
+            r#""index":0,"delta":{"type":"text_delta","text":"1234"}"#,
+            r#""index":0, "delta":{"type":"thinking_delta","thinking":"12\n"}"#,
+            r#""index":1,"delta":{"type":"input_json_delta","partial_json":"{}"}"#,
+        ] {
+            let delta = event("content_block_delta", members);
+            assert_eq!(tap.event(&delta), Forward::Send(delta.0.clone()));
+        }
+        assert_eq!(tap.estimated_completion(), 3);
+        assert!(tap.delivered_anything() && !tap.is_finished());
+        let end = event(
+            "message_delta",
+            r#""delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":null,"output_tokens":7}"#,
+        );
+        assert_eq!(tap.event(&end), Forward::Skip);
+        assert_eq!(tap.usage_raw(), Some(r#"{"input_tokens":3,"output_tokens":7}"#));
+        assert!(tap.is_reported_at_end() && tap.is_finished());
+        assert_eq!(
+            tap.event(&Event(Event::named("message_stop", br#"{"type":"message_stop"}"#))),
+            Forward::Done
+        );
+        let last = String::from_utf8(tap.last(MicroUsdc::new(11)).to_vec()).unwrap();
+        assert_eq!(
+            last,
+            "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\
+             \"usage\":{\"input_tokens\":null,\"output_tokens\":7,\"charged_usdc\":11}}\n\n\
+             event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
+        );
+        assert_eq!(tap.event(&event("error", r#""error":{}"#)), Forward::Failed);
+        assert_eq!(tap.event(&Event(Event::from_data(b"{nonsense"))), Forward::Nonsense);
+    }
 }

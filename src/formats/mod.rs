@@ -5,6 +5,8 @@ pub mod chat;
 pub mod conversation;
 pub mod errors;
 pub mod exchange;
+#[cfg(test)]
+mod golden;
 pub mod json;
 mod members;
 pub mod messages;

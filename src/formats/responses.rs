@@ -452,3 +452,174 @@ fn with_name(event: &Event, data: &[u8]) -> Bytes {
         None => Event::from_data(data),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::chat::tests::offer as chat_offer;
+
+    fn offer() -> Offer {
+        Offer { reasoning: Reasoning::Allow, ..chat_offer() }
+    }
+
+    fn request(members: &str) -> String {
+        format!(r#"{{"model":"p/m","input":"hi"{members}}}"#)
+    }
+
+    fn of_input(input: &str) -> String {
+        format!(r#"{{"model":"p/m","input":{input}}}"#)
+    }
+
+    fn refused(body: &str, offer: &Offer) -> Option<String> {
+        let error = match ResponsesRequest::parse(body.as_bytes()) {
+            Err(error) => error,
+            Ok(request) => request.bounds(offer).expect_err(body),
+        };
+        assert!(!error.message.is_empty());
+        error.param
+    }
+
+    fn bounds(body: &str) -> Bounds {
+        ResponsesRequest::parse(body.as_bytes()).unwrap().bounds(&offer()).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_priced_or_bounded_is_refused_by_name() {
+        for (members, param) in [
+            (r#","background":true"#, "background"),
+            (r#","conversation":"c""#, "conversation"),
+            (r#","previous_response_id":"r""#, "previous_response_id"),
+            (r#","prompt":{"id":"p"}"#, "prompt"),
+            (r#","context_management":[]"#, "context_management"),
+            (r#","service_tier":"flex""#, "service_tier"),
+            (r#","tools":[{"type":"web_search"}]"#, "tools[0].type"),
+            (r#","tools":[{"type":"function","name":"f"},{"type":"mcp","server_url":"u"}]"#, "tools[1].type"),
+            (r#","tools":[{"type":"function","Type":"code_interpreter"}]"#, "tools[0].type"),
+            (r#","max_output_tokens":0"#, "max_output_tokens"),
+            (r#","max_output_tokens":16385"#, "max_output_tokens"),
+            (r#","Previous_response_id":"r""#, "Previous_response_id"),
+            (r#","reasoning":7"#, "reasoning"),
+        ] {
+            let offer = Offer { reasoning: Reasoning::Reject, ..offer() };
+            assert_eq!(refused(&request(members), &offer).as_deref(), Some(param), "{members}");
+        }
+        for (input, param) in [
+            (r#"[{"type":"item_reference","id":"i"}]"#, "input[0].type"),
+            (r#"[{"type":"compaction","encrypted_content":"e"}]"#, "input[0].type"),
+            (r#"[{"type":"web_search_call","id":"i"}]"#, "input[0].type"),
+            (
+                r#"[{"role":"user","content":[{"type":"input_file","file_id":"f"}]}]"#,
+                "input[0].content[0].file_id",
+            ),
+            (
+                r#"[{"type":"function_call_output","output":[{"type":"input_image","file_id":"f"}]}]"#,
+                "input[0].output[0].file_id",
+            ),
+            (r#"[{"role":"user","Content":"x"}]"#, "input[0]"),
+            ("[]", "input"),
+            ("7", "input"),
+        ] {
+            assert_eq!(refused(&of_input(input), &offer()).as_deref(), Some(param), "{input}");
+        }
+        assert_eq!(refused(r#"{"model":"m"}"#, &offer()).as_deref(), Some("input"));
+        let reject = Offer { reasoning: Reasoning::Reject, ..offer() };
+        let effort = request(r#","reasoning":{"effort":"low"}"#);
+        assert_eq!(refused(&effort, &reject).as_deref(), Some("reasoning"));
+        let none = request(r#","reasoning":{"effort":"none","summary":"auto"}"#);
+        assert!(ResponsesRequest::parse(none.as_bytes()).unwrap().bounds(&reject).is_ok());
+    }
+
+    #[test]
+    fn the_prompt_bound_counts_bytes_and_what_is_not_text_is_the_whole_context() {
+        assert_eq!(
+            bounds(&request("")),
+            Bounds { prompt: 4 + 2 * 16 + 64, completion: 1024, estimated_prompt: 1 }
+        );
+        let sealed =
+            format!(r#"[{{"type":"reasoning","summary":[],"encrypted_content":"{}"}}]"#, "x".repeat(5000));
+        assert!((5000..6000).contains(&bounds(&of_input(&sealed)).prompt));
+        let calls = r#"[{"type":"function_call","call_id":"c","name":"f","arguments":"{}"},{"type":"function_call_output","call_id":"c","output":"x"}]"#;
+        assert!(bounds(&of_input(calls)).prompt < 1000);
+        for unseen in [
+            r#"[{"type":"reasoning","id":"rs_1","summary":[]}]"#,
+            r#"[{"role":"user","content":[{"type":"input_image","image_url":"u"}]}]"#,
+            r#"[{"type":"function_call_output","call_id":"c","output":[{"type":"input_image","image_url":"u"}]}]"#,
+            r#"[{"role":"user","content":[{"type":"input_te\u0078t","text":"x"}]}]"#,
+        ] {
+            assert_eq!(bounds(&of_input(unseen)).prompt, 128_000, "{unseen}");
+        }
+        let instructions = request(r#","instructions":"0123456789""#);
+        assert!(bounds(&instructions).prompt >= bounds(&request("")).prompt + 12);
+        let tools = request(r#","tools":[{"type":"function","name":"f","parameters":{}}]"#);
+        assert!(bounds(&tools).prompt > 1024);
+    }
+
+    #[test]
+    fn model_and_limit_change_and_nothing_else() {
+        let body = request(r#","stream":true,"x":{"a":[1, 2.50]},"reasoning":{"effort":"low"}"#);
+        let request = ResponsesRequest::parse(body.as_bytes()).unwrap();
+        assert_eq!(
+            request.upstream_body(&offer()),
+            r#"{"model":"gpt-5-mini-2026","input":"hi","stream":true,"x":{"a":[1, 2.50]},"reasoning":{"effort":"low"},"max_output_tokens":1024}"#
+        );
+        let strip = Offer { reasoning: Reasoning::Strip, ..offer() };
+        assert!(!request.upstream_body(&strip).windows(9).any(|bytes| bytes == b"reasoning"));
+        assert_eq!((request.limit_within(0), request.limit_within(9)), (None, Some(9)));
+    }
+
+    #[test]
+    fn an_answer_keeps_all_but_model_and_usage() {
+        let body = br#"{"id":"r","object":"response","error":null,"model":"up","output":[{"type":"message","content":[{"type":"output_text","text":"12345678"}]}],"usage":{"input_tokens":1},"x":[1, 2]}"#;
+        let answer = Answer::parse(body).unwrap();
+        assert_eq!((answer.usage_raw(), answer.estimated_completion()), (Some(r#"{"input_tokens":1}"#), 2));
+        assert_eq!(
+            answer.render("p/m", MicroUsdc::new(11)),
+            r#"{"id":"r","object":"response","error":null,"model":"p/m","output":[{"type":"message","content":[{"type":"output_text","text":"12345678"}]}],"usage":{"input_tokens":1,"charged_usdc":11},"x":[1, 2]}"#
+        );
+        assert_eq!(Answer::parse(br#"{"error":{"message":"no"}}"#).err(), Some(NotAnAnswer::Error));
+        assert_eq!(Answer::parse(br#"{"status":"failed","output":[]}"#).err(), Some(NotAnAnswer::Error));
+        assert_eq!(Answer::parse(b"{}").err(), Some(NotAnAnswer::Nonsense));
+    }
+
+    fn event(name: &str, members: &str) -> Event {
+        Event(Event::named(name, format!(r#"{{"type":"{name}",{members}}}"#).as_bytes()))
+    }
+
+    #[test]
+    fn a_stream_passes_as_it_is_and_its_end_is_held_back() {
+        let mut tap = StreamTap::new("p/m");
+        let created = |model: &str| {
+            event(
+                "response.created",
+                &format!(r#""response":{{"model":"{model}","usage":null}},"sequence_number":0"#),
+            )
+        };
+        assert_eq!(tap.event(&created("up")), Forward::Send(created("p/m").0));
+        let delta = event(
+            "response.output_text.delta",
+            r#""delta":"12345678", "sequence_number":4,"obfuscation":"xxxxxxxx""#,
+        );
+        assert_eq!(tap.event(&delta), Forward::Send(delta.0.clone()));
+        let call = event("response.output_item.added", r#""item":{"name":"weather"}"#);
+        assert_eq!(tap.event(&call), Forward::Send(call.0.clone()));
+        assert_eq!((tap.estimated_completion(), tap.sequence()), (4, 5));
+        assert!(!tap.is_finished() && !tap.is_reported_at_end());
+        assert!(tap.last(MicroUsdc::new(1)).is_empty());
+        let end = |rest: &str| {
+            event("response.incomplete", &format!(r#""response":{{{rest}}},"sequence_number":5"#))
+        };
+        assert_eq!(
+            tap.event(&end(r#""model":"up","usage":{"input_tokens":3,"output_tokens":2}"#)),
+            Forward::Done
+        );
+        assert!(tap.is_finished() && tap.is_reported_at_end());
+        assert_eq!(tap.usage_raw(), Some(r#"{"input_tokens":3,"output_tokens":2}"#));
+        assert_eq!(
+            tap.last(MicroUsdc::new(11)),
+            end(r#""model":"p/m","usage":{"input_tokens":3,"output_tokens":2,"charged_usdc":11}"#).0
+        );
+        assert_eq!(tap.event(&event("response.failed", r#""response":{}"#)), Forward::Failed);
+        assert_eq!(tap.event(&event("error", r#""message":"x""#)), Forward::Failed);
+        assert_eq!(tap.event(&Event(Event::from_data(b"{nonsense"))), Forward::Nonsense);
+    }
+}

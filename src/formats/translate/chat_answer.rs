@@ -427,6 +427,7 @@ pub struct StreamWriter {
     has_begun: bool,
     /// The number of each block that is a call.
     calls: Vec<(usize, u64)>,
+    refusal: Option<usize>,
     /// The thought that is being told, until its signature is known.
     thought: Option<(usize, String, String)>,
     counts: Option<Counts>,
@@ -454,7 +455,8 @@ impl StreamWriter {
 
     fn open(&mut self, index: usize, block: &Block, reply: &Reply, out: &mut Vec<u8>) {
         match block {
-            Block::Text | Block::Refusal => self.calls.retain(|(at, _)| *at != index),
+            Block::Text => {}
+            Block::Refusal => self.refusal = Some(index),
             Block::Thinking => self.thought = Some((index, String::new(), String::new())),
             Block::Redacted(data) => {
                 let blocks = list([write_redacted(data)]);
@@ -487,6 +489,7 @@ impl StreamWriter {
                 thought.push_str(text);
                 "reasoning_content"
             }
+            _ if self.refusal == Some(index) => "refusal",
             _ => "content",
         };
         write_chunk(&ObjectText::new().text(field, text).end(), "null", reply, out);

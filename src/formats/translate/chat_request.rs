@@ -331,7 +331,9 @@ const SCHEMA_NAME: &str = "answer";
 /// Writes a conversation as a request for `model`, with its output limit in the field `limit`.
 pub fn write(conversation: &Conversation, model: &str, limit: &str) -> Result<String, BadRequest> {
     let mut body = ObjectText::new();
-    body.text("model", model).json("messages", &write_messages(conversation)?);
+    // A signature of Google's is wanted by its models, also behind this format, and by no others.
+    let signs = model.contains("gemini");
+    body.text("model", model).json("messages", &write_messages(conversation, signs)?);
     if !conversation.tools.is_empty() {
         body.json("tools", &list(conversation.tools.iter().map(write_tool)));
         if conversation.one_call {
@@ -364,16 +366,16 @@ pub fn write(conversation: &Conversation, model: &str, limit: &str) -> Result<St
 /// The effort that comes nearest to what was asked for. A model that is left to its own devices, or
 /// asked not to think, is told nothing: many know no such word.
 fn effort(conversation: &Conversation) -> Option<Effort> {
-    let reasoning = &conversation.reasoning;
-    reasoning.effort.or(match reasoning.thinking? {
-        Thinking::Budget(0..2_048) => Some(Effort::Low),
-        Thinking::Budget(2_048..16_384) => Some(Effort::Medium),
-        Thinking::Budget(_) => Some(Effort::High),
-        Thinking::Off | Thinking::Adaptive => None,
+    let Reasoning { thinking, effort } = &conversation.reasoning;
+    effort.or(match thinking {
+        Some(Thinking::Budget(0..2_048)) => Some(Effort::Low),
+        Some(Thinking::Budget(2_048..16_384)) => Some(Effort::Medium),
+        Some(Thinking::Budget(_)) => Some(Effort::High),
+        Some(Thinking::Off | Thinking::Adaptive) | None => None,
     })
 }
 
-fn write_messages(conversation: &Conversation) -> Result<String, BadRequest> {
+fn write_messages(conversation: &Conversation, signs: bool) -> Result<String, BadRequest> {
     let mut messages = Vec::new();
     if !conversation.system.is_empty() {
         messages.push(write_message("system", &quote(&conversation.system.join(BETWEEN_TEXTS))));
@@ -381,7 +383,7 @@ fn write_messages(conversation: &Conversation) -> Result<String, BadRequest> {
     for turn in &conversation.turns {
         match turn.role {
             Role::User => write_user(&turn.parts, conversation.names, &mut messages)?,
-            Role::Assistant => messages.extend(write_assistant(&turn.parts, conversation.names)?),
+            Role::Assistant => messages.extend(write_assistant(&turn.parts, conversation.names, signs)?),
         }
     }
     Ok(list(messages))
@@ -474,12 +476,13 @@ fn write_part(part: &Part, names: &'static Names) -> Result<String, BadRequest> 
 }
 
 /// `None` where nothing is left to say: thoughts have no place here.
-fn write_assistant(parts: &[Part], names: &'static Names) -> Result<Option<String>, BadRequest> {
+fn write_assistant(parts: &[Part], names: &'static Names, signs: bool) -> Result<Option<String>, BadRequest> {
     let (mut texts, mut calls) = (Vec::new(), Vec::new());
     for part in parts {
         match part {
             Part::Text(text) | Part::Refusal(text) => texts.push(text.as_str()),
-            Part::Call(call) => calls.push(write_call(call)),
+            Part::Call(call) if signs => calls.push(write_call(call)),
+            Part::Call(call) => calls.push(write_call(&Call { signature: None, ..call.clone() })),
             Part::Thinking { .. } | Part::Redacted(_) => {}
             Part::Media(media) => {
                 let message = format!("a model's message holds {}: leave it out", media.kind.word());

@@ -292,15 +292,16 @@ fn write_reasoning(
     let Reasoning { thinking, effort } = &conversation.reasoning;
     let mut config = ObjectText::new();
     let asked = effort.filter(|effort| *effort > Effort::None);
+    let may_budget = !continues_without_thought(conversation);
     let budget =
         |tokens: u64| ObjectText::new().text("type", "enabled").number("budget_tokens", tokens).end();
     let thinking = match (thinking, asked) {
         (Some(Thinking::Off), _) => Some(r#"{"type":"disabled"}"#.to_owned()),
-        (Some(Thinking::Budget(tokens)), _) => Some(budget(*tokens)),
         (None, None) => None,
-        (_, Some(effort)) if takes_budget(model) => Some(budget(budget_for(effort, conversation)?)),
-        (Some(Thinking::Adaptive), None) if takes_budget(model) => {
-            Some(budget(budget_for(Effort::Medium, conversation)?))
+        (Some(Thinking::Budget(tokens)), _) => may_budget.then(|| budget(*tokens)),
+        (_, asked) if takes_budget(model) => {
+            let tokens = budget_for(asked.unwrap_or(Effort::Medium), conversation)?;
+            may_budget.then(|| budget(tokens))
         }
         (_, effort) => {
             config.maybe("effort", effort.map(|effort| quote(effort_word(effort))));
@@ -323,6 +324,21 @@ fn write_reasoning(
         body.json("output_config", &config.end());
     }
     Ok(())
+}
+
+/// Whether the model goes on after calls whose thoughts the client did not keep, or that were made
+/// without any. With a budget it may only go on from its own thoughts (Anthropic, *Extended thinking*,
+/// *Tool use*), so that this once it goes on without.
+fn continues_without_thought(conversation: &Conversation) -> bool {
+    let turns = conversation.joined_turns();
+    let [.., (Role::Assistant, called), (Role::User, results)] = turns.as_slice() else { return false };
+    let has_results = results.iter().any(|part| matches!(part, Part::Result(_)));
+    let is_own = |part: &&&Part| match part {
+        Part::Redacted(_) => true,
+        Part::Thinking { signature: Some(signature), .. } => google_signature(signature).is_none(),
+        _ => false,
+    };
+    has_results && called.first().filter(is_own).is_none()
 }
 
 /// Whether a model is told in tokens how much to think: those before Claude Opus 4.6 are, later ones

@@ -12,6 +12,8 @@ pub mod messages_answer;
 pub mod messages_request;
 pub mod responses_answer;
 pub mod responses_request;
+#[cfg(test)]
+mod round_trips;
 
 use crate::formats::conversation::{Part, ToolResult};
 use crate::formats::members::Members;
