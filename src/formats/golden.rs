@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::formats::answer::Forward;
 use crate::formats::chat::tests::offer as chat_offer;
 use crate::formats::conversation::{ClientFormat, UpstreamFormat};
+use crate::formats::errors::ErrorText;
 use crate::formats::exchange::{Exchange, Request};
 use crate::formats::sse::{Event, Splitter};
 use crate::money::MicroUsdc;
@@ -359,6 +360,69 @@ fn without_stream_differences(client: ClientFormat, mut whole: Value) -> Value {
         whole["choices"][0]["message"]["content"] = Value::Null;
     }
     whole
+}
+
+#[test]
+fn a_stream_in_the_clients_own_format_passes_wherever_it_is_cut() {
+    let given_of = |name: &str| given(&format!("answers_{name}.json"));
+    for (name, client, upstream) in [
+        ("chat", ClientFormat::Chat, UpstreamFormat::Chat),
+        ("messages", ClientFormat::Messages, UpstreamFormat::Messages),
+    ] {
+        let exchange = exchange(client, upstream);
+        for (case, answer) in given_of(name) {
+            let events = answer["stream"].as_array().unwrap();
+            let stream = stream_bytes(upstream, events);
+            let sent = told(&exchange, &[&stream]);
+            for cut in 1..stream.len() {
+                assert!(told(&exchange, &[&stream[..cut], &stream[cut..]]) == sent, "{case} cut at {cut}");
+            }
+            // What the client sees differs by the model's name and what was charged, and by nothing else.
+            let mut expected = events.clone();
+            for event in &mut expected {
+                for path in ["/model", "/message/model"] {
+                    if let Some(model) = event.pointer_mut(path) {
+                        *model = json!("p/m");
+                    }
+                }
+                if event["type"] == "message_delta" {
+                    event["usage"]["charged_usdc"] = json!(11);
+                }
+            }
+            assert_eq!(events_of(&sent), expected, "{case}");
+        }
+    }
+}
+
+#[test]
+fn a_stream_that_fails_ends_as_its_clients_format_has_it() {
+    let error = ErrorText {
+        status: 502,
+        code: "stream_failed",
+        message: "it broke off",
+        param: None,
+        request_id: Some("req_00ff"),
+    };
+    for (_, client) in CLIENTS {
+        for (_, upstream, _) in UPSTREAMS {
+            let mut tap = exchange(client, upstream).tap();
+            let failed = match upstream {
+                UpstreamFormat::Messages => Event(Event::named("error", br#"{"type":"error","error":{}}"#)),
+                _ => Event(Event::from_data(br#"{"error":{"message":"no"}}"#)),
+            };
+            assert_eq!(tap.event(&failed), Forward::Failed);
+            assert_eq!(tap.event(&Event(Event::from_data(b"{nonsense"))), Forward::Nonsense);
+            assert!(!tap.delivered_anything() && !tap.is_finished());
+            let [event] = events_of(&tap.failure(&error)).try_into().unwrap();
+            assert_eq!(event["error"]["message"], "it broke off");
+            if client == ClientFormat::Responses {
+                assert_eq!(
+                    (&event["message"], &event["sequence_number"]),
+                    (&json!("it broke off"), &json!(0))
+                );
+            }
+        }
+    }
 }
 
 #[test]

@@ -60,13 +60,31 @@ struct FunctionCall<'a> {
     args: Option<&'a RawValue>,
 }
 
-/// Why it ended; a call that went wrong is no end that was meant.
+/// Ends that the model, or those who watch it, did not mean as one.
+const REFUSED: &[&str] = &[
+    "SAFETY",
+    "RECITATION",
+    "LANGUAGE",
+    "OTHER",
+    "BLOCKLIST",
+    "PROHIBITED_CONTENT",
+    "SPII",
+    "MALFORMED_FUNCTION_CALL",
+    "UNEXPECTED_TOOL_CALL",
+    "TOO_MANY_TOOL_CALLS",
+    "IMAGE_SAFETY",
+    "IMAGE_PROHIBITED_CONTENT",
+    "IMAGE_RECITATION",
+    "IMAGE_OTHER",
+    "NO_IMAGE",
+];
+
 fn read_stop(reason: &str, has_calls: bool) -> Stop {
     match reason {
         "MAX_TOKENS" => Stop::MaxTokens,
-        "STOP" | "FINISH_REASON_UNSPECIFIED" if has_calls => Stop::Calls,
-        "STOP" | "FINISH_REASON_UNSPECIFIED" => Stop::End,
-        _ => Stop::Refused,
+        refused if REFUSED.contains(&refused) => Stop::Refused,
+        _ if has_calls => Stop::Calls,
+        _ => Stop::End,
     }
 }
 
