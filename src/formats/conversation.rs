@@ -280,7 +280,8 @@ impl Effort {
 }
 
 impl Conversation {
-    /// The turns with neighbours of one role made one, for formats in which the roles alternate.
+    /// The turns with neighbours of one role made one, for formats in which the roles alternate. The
+    /// results of calls come first in theirs, right behind the calls.
     pub fn joined_turns(&self) -> Vec<(Role, Vec<&Part>)> {
         let mut joined: Vec<(Role, Vec<&Part>)> = Vec::new();
         for turn in &self.turns {
@@ -288,6 +289,9 @@ impl Conversation {
                 Some((role, parts)) if *role == turn.role => parts.extend(&turn.parts),
                 _ => joined.push((turn.role, turn.parts.iter().collect())),
             }
+        }
+        for (_, parts) in &mut joined {
+            parts.sort_by_key(|part| !matches!(part, Part::Result(_)));
         }
         joined.retain(|(_, parts)| !parts.is_empty());
         joined

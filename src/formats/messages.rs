@@ -285,6 +285,7 @@ fn toolsets(object: &Object<'_>) -> Result<u64, BadRequest> {
             None | Some("custom") => {}
             Some(kind) if CLIENTS_OWN.iter().any(|own| kind.starts_with(own)) => toolsets += 1,
             Some(kind) => {
+                let kind: String = kind.chars().take(100).collect();
                 let message = format!(
                     "{kind}: tools that the provider runs itself are not priced here: send tools of your own only"
                 );

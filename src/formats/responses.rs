@@ -224,6 +224,7 @@ fn add_item(json: &str, at: &str, prompt: &mut Prompt) -> Result<(), BadRequest>
             Ok(())
         }
         Some(kind) => {
+            let kind: String = kind.chars().take(100).collect();
             let message =
                 format!("{kind}: what the provider keeps or has done itself cannot be bounded here");
             Err(unsupported(&format!("{at}.type"), message))

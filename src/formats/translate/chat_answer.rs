@@ -232,7 +232,7 @@ impl StreamReader {
         {
             return Heard::Nonsense;
         }
-        if let Some(reason) = choice.finish_reason.filter(|_| !self.finished) {
+        if let Some(reason) = choice.finish_reason.filter(|reason| !reason.is_empty() && !self.finished) {
             self.close_prose(steps);
             self.close_calls(true, steps);
             self.finished = true;

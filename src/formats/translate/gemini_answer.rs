@@ -187,8 +187,6 @@ impl StreamReader {
             }
         } else if answer.prompt_feedback.is_some_and(|feedback| feedback.block_reason.is_some()) {
             self.stop(Stop::Refused, steps);
-        } else if counted.is_none() {
-            return Heard::Nonsense;
         }
         self.reported_at_end |= self.finished && counted.is_some();
         Heard::Steps

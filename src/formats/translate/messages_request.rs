@@ -239,7 +239,7 @@ pub fn write(conversation: &Conversation, model: &str) -> Result<String, BadRequ
     let names = conversation.names;
     let mut body = ObjectText::new();
     body.text("model", model).number("max_tokens", conversation.max_tokens);
-    let system: Vec<&String> = conversation.system.iter().filter(|text| !text.is_empty()).collect();
+    let system: Vec<&String> = conversation.system.iter().filter(|text| !text.trim().is_empty()).collect();
     match system.as_slice() {
         [] => {}
         [text] => drop(body.text("system", text)),
@@ -397,11 +397,11 @@ fn write_turn(role: Role, parts: &[&Part], names: &'static Names) -> Result<Opti
     Ok(Some(ObjectText::new().text("role", role).json("content", &list(blocks)).end()))
 }
 
-/// An empty text is refused there and says nothing, and a thought that is not signed, or by another
+/// A blank text is refused there and says nothing, and a thought that is not signed, or by another
 /// provider, would be refused too.
 fn write_blocks(part: &Part, names: &'static Names, blocks: &mut Vec<String>) -> Result<(), BadRequest> {
     match part {
-        Part::Text(text) | Part::Refusal(text) if text.is_empty() => {}
+        Part::Text(text) | Part::Refusal(text) if text.trim().is_empty() => {}
         Part::Text(text) | Part::Refusal(text) => blocks.push(write_text(text)),
         Part::Media(media) => blocks.push(write_media(media, names)?),
         Part::Thinking { text, signature: Some(signature) } if google_signature(signature).is_none() => {

@@ -72,10 +72,13 @@ fn no_place_for(field: &str) -> BadRequest {
     unsupported(field, format!("{field} has no place in this model's API: leave it out"))
 }
 
+/// As much of what a client sent as is told it again.
+const SHOWN_CHARS: usize = 100;
+
 /// The refusal of a part, a tool or a message of its kind, which `key` says.
 fn refuse_kind(members: &Members<'_>, key: &str, advice: &str) -> BadRequest {
     let at = members.at(key);
-    let value = members.json(key).unwrap_or("null");
+    let value: String = members.json(key).unwrap_or("null").chars().take(SHOWN_CHARS).collect();
     unsupported(&at, format!("{at} is {value}, which this model's API has no place for: {advice}"))
 }
 

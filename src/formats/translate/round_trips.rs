@@ -14,7 +14,8 @@ const CHAT_MODEL: &str = "gemini-behind-chat";
 const MESSAGES_MODEL: &str = "claude-opus-5";
 
 fn text() -> impl Strategy<Value = String> {
-    prop_oneof!["[a-z ]{1,12}", "\\PC{1,12}", Just("\"\\\n\u{1f600}\u{0}".to_owned())]
+    // What is blank is left out for Anthropic.
+    prop_oneof!["[a-z ]{0,11}[a-z]", "\\PC{0,11}[a-z]", Just("\"\\\n\u{1f600}\u{0}".to_owned())]
 }
 
 fn id() -> impl Strategy<Value = String> {
