@@ -266,9 +266,10 @@ impl Prompt {
             return Err(bad_value("messages", expected));
         }
         let has_tools = object.get_non_null("tools").is_some() || object.get_non_null("functions").is_some();
+        let has_schema = object.get_non_null("response_format").is_some();
         let mut prompt = Self {
             messages: length_of(&list),
-            toolsets: u64::from(has_tools),
+            toolsets: u64::from(has_tools) + u64::from(has_schema),
             ..Self::of_members(object, NOT_PROMPT, "messages")
         };
         for (i, message) in list.into_iter().enumerate() {

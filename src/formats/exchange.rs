@@ -73,6 +73,28 @@ impl UpstreamFormat {
     }
 }
 
+/// Where an upstream that counts tokens is asked to, behind its base URL: one that speaks messages.
+pub const COUNT_TOKENS_PATH: &str = "messages/count_tokens";
+
+impl UpstreamFormat {
+    /// The header that bears a key, and what stands in it before the key.
+    pub fn key_header(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Chat | Self::Responses => ("authorization", "Bearer "),
+            Self::Messages => ("x-api-key", ""),
+            Self::Gemini => ("x-goog-api-key", ""),
+        }
+    }
+
+    /// What else every request says in its head.
+    pub fn headers(self) -> &'static [(&'static str, &'static str)] {
+        match self {
+            Self::Messages => &[("anthropic-version", "2023-06-01")],
+            Self::Chat | Self::Responses | Self::Gemini => &[],
+        }
+    }
+}
+
 fn bare(model: &str) -> &str {
     model.strip_prefix("models/").unwrap_or(model)
 }

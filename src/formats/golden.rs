@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use crate::formats::answer::Forward;
@@ -420,6 +421,54 @@ fn a_stream_that_fails_ends_as_its_clients_format_has_it() {
                     (&event["message"], &event["sequence_number"]),
                     (&json!("it broke off"), &json!(0))
                 );
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever an upstream sends and a client asks, there is an answer to it.
+    #[test]
+    fn nothing_that_comes_is_too_strange(
+        places in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0usize..12), 1..4),
+        which in any::<prop::sample::Index>(),
+    ) {
+        let spoil = |mut bytes: Vec<u8>| {
+            for (place, byte, gone) in &places {
+                let at = place.index(bytes.len());
+                let end = (at + gone).min(bytes.len());
+                bytes.splice(at..end, [*byte]);
+            }
+            bytes
+        };
+        for (client_name, client) in CLIENTS {
+            let requests = given(&format!("requests_{client_name}.json"));
+            let request = requests.values().nth(which.index(requests.len())).unwrap();
+            let spoilt = spoil(body(request));
+            for (upstream_name, upstream, model) in UPSTREAMS {
+                if let Ok(request) = Request::parse(client, &spoilt) {
+                    let _ = request.bounds(&offer(model));
+                    let _ = request.to_upstream(&offer(model), upstream);
+                }
+                let exchange = exchange(client, upstream);
+                let answers = given(&format!("answers_{upstream_name}.json"));
+                let answer = answers.values().nth(which.index(answers.len())).unwrap();
+                if let Ok(answer) = exchange.read(&spoil(body(&answer["whole"]))) {
+                    answer.estimated_completion();
+                    parse(&answer.render(CHARGED));
+                }
+                let mut tap = exchange.tap();
+                let mut splitter = Splitter::default();
+                splitter.push(&spoil(stream_bytes(upstream, answer["stream"].as_array().unwrap())));
+                let mut sent = Vec::new();
+                while let Some(event) = splitter.next_event().unwrap() {
+                    if let Forward::Send(bytes) = tap.event(&event) {
+                        sent.extend_from_slice(&bytes);
+                    }
+                }
+                tap.last(CHARGED);
             }
         }
     }

@@ -192,7 +192,7 @@ fn measure(object: &Object<'_>) -> Result<Prompt, BadRequest> {
     }
     let mut prompt = Prompt {
         messages: length_of(&list).saturating_add(1),
-        toolsets: toolsets(object)?,
+        toolsets: toolsets(object)?.saturating_add(schemas(object)),
         ..Prompt::of_members(object, NOT_PROMPT, "messages")
     };
     if let Some(system) = object.get_non_null("system") {
@@ -262,6 +262,11 @@ fn refuse_files(object: &Object<'_>, at: &str) -> Result<(), BadRequest> {
             Err(unsupported(&format!("{at}.file_id"), message))
         }
     }
+}
+
+/// Whether a schema is asked to be held to, in either of its places.
+fn schemas(object: &Object<'_>) -> u64 {
+    u64::from(["output_config", "output_format"].iter().any(|key| object.get_non_null(key).is_some()))
 }
 
 /// Tools of Anthropic's that the client runs itself: they cost no more than their description.

@@ -12,7 +12,7 @@ const TOKENS_AROUND_MESSAGE: u64 = 16;
 /// Tokens of what a model is told before the first message by its template: gpt-oss has about as many.
 const TOKENS_AROUND_REQUEST: u64 = 64;
 /// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346, and
-/// up to 700 for one of the tools that it defines itself.
+/// up to 700 for one of the tools that it defines itself. A schema for the answer has some, too.
 const TOKENS_AROUND_TOOLS: u64 = 1024;
 /// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
 /// tokens for an image.
@@ -115,8 +115,8 @@ pub(super) struct Prompt {
     /// No tokenizer makes more tokens than bytes.
     pub(super) bytes: u64,
     pub(super) messages: u64,
-    /// Tools whose descriptions are the provider's, or any tools at all: each is told to the model
-    /// with words that are not in these bytes.
+    /// Tools whose descriptions are the provider's, any tools at all, a schema: each is told to the
+    /// model with words that are not in these bytes.
     pub(super) toolsets: u64,
     pub(super) text_bytes: u64,
     pub(super) parts_not_text: u64,

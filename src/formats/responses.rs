@@ -179,7 +179,7 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
 fn measure(object: &Object<'_>) -> Result<Prompt, BadRequest> {
     let input = object.get_non_null("input").ok_or_else(|| missing("input"))?;
     let mut prompt = Prompt {
-        toolsets: u64::from(object.get_non_null("tools").is_some()),
+        toolsets: ["tools", "text"].iter().map(|key| u64::from(object.get_non_null(key).is_some())).sum(),
         // One for the instructions.
         messages: 2,
         ..Prompt::of_members(object, NOT_PROMPT, "input")

@@ -197,7 +197,7 @@ fn turns_joined(mut conversation: Conversation) -> Conversation {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 128, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn by_way_of_chat_completions(conversation in conversation()) {
