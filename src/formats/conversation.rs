@@ -364,9 +364,12 @@ pub enum Block {
     Call { id: String, name: String, signature: Option<String> },
 }
 
-/// A mark on signatures that are Google's, where a format has one place for everybody's: each
-/// provider refuses what another signed.
-const GOOGLE: &str = "google:";
+/// Marks on sealed thoughts, where a format has one place for everybody's: each provider refuses what
+/// another sealed, or nobody.
+pub(super) const GOOGLE: &str = "google:";
+pub(super) const ANTHROPIC: &str = "anthropic:";
+pub(super) const ANTHROPIC_REDACTED: &str = "anthropic-redacted:";
+pub(super) const UNSEALED: &str = "unsealed:";
 
 /// A signature of Google's as it stands among others'.
 pub(super) fn mark_google(signature: &str) -> String {

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
-use crate::formats::json::{Object, ObjectText, length, length_of, quote, with_member};
+use crate::formats::conversation::GOOGLE;
+use crate::formats::json::{Object, ObjectText, length, length_of, list, quote, with_member};
 use crate::formats::request::{
     BadRequest, Bounds, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body, part,
     refuse_members, required, token_limit, unsupported,
@@ -107,9 +108,10 @@ impl<'a> MessagesRequest<'a> {
         (completion > 0).then_some(completion)
     }
 
-    /// The body for an upstream of this format: the client's, but for the model's name there.
+    /// The body for an upstream of this format: the client's, but for the model's name there, and for
+    /// thoughts of other providers' models.
     pub fn upstream_body(&self, offer: &Offer) -> Bytes {
-        renamed(self.object.clone(), offer)
+        renamed(self.object.clone(), &self.prompt, offer)
     }
 
     pub(super) fn object(&self) -> &Object<'a> {
@@ -132,7 +134,7 @@ impl<'a> CountTokens<'a> {
 
     /// The body for an upstream of this format, which counts for nothing.
     pub fn upstream_body(&self, offer: &Offer) -> Bytes {
-        renamed(self.object.clone(), offer)
+        renamed(self.object.clone(), &self.prompt, offer)
     }
 
     /// The answer where the upstream does not count: about as many as there will be. Agents ask to
@@ -143,13 +145,47 @@ impl<'a> CountTokens<'a> {
     }
 }
 
-fn renamed(mut object: Object<'_>, offer: &Offer) -> Bytes {
+fn renamed(mut object: Object<'_>, prompt: &Prompt, offer: &Offer) -> Bytes {
     object.set("model", quote(&offer.upstream_model));
+    if prompt.foreign_thoughts {
+        let messages = object.get("messages").and_then(without_foreign_thoughts);
+        messages.into_iter().for_each(|messages| object.set("messages", messages));
+    }
     if offer.reasoning == Reasoning::Strip {
         object.remove("thinking");
         strip_effort(&mut object);
     }
     object.to_bytes().into()
+}
+
+/// Messages without thoughts that this format's own provider has not signed: it refuses them, and a
+/// conversation that another model began could not go on. `None` if they cannot be read.
+fn without_foreign_thoughts(messages: &str) -> Option<String> {
+    let messages: Vec<Object<'_>> = serde_json::from_str(messages).ok()?;
+    let mut kept = Vec::new();
+    for mut message in messages {
+        if let Some(content) = message.get("content").filter(|content| content.starts_with('[')) {
+            let blocks: Vec<&RawValue> = serde_json::from_str(content).ok()?;
+            let own: Vec<&str> = blocks.iter().map(|raw| raw.get()).filter(|raw| !is_foreign(raw)).collect();
+            if own.is_empty() && !blocks.is_empty() {
+                continue;
+            }
+            let content = list(own);
+            message.set("content", content);
+        }
+        kept.push(String::from_utf8(message.to_bytes()).ok()?);
+    }
+    Some(list(kept))
+}
+
+/// Whether a block is a thought that was signed by nobody, or by Google.
+fn is_foreign(block: &str) -> bool {
+    let Ok(block) = Object::parse(block.as_bytes()) else { return false };
+    if block.get("type") != Some(r#""thinking""#) {
+        return false;
+    }
+    let signature = block.get("signature").and_then(|raw| serde_json::from_str::<String>(raw).ok());
+    signature.is_some_and(|signature| signature.is_empty() || signature.starts_with(GOOGLE))
 }
 
 fn strip_effort(object: &mut Object<'_>) {
@@ -230,6 +266,7 @@ fn add_block(json: &str, at: &str, may_nest: bool, prompt: &mut Prompt) -> Resul
         // Thoughts are sealed, and what is sealed is no shorter than what it hides.
         r#""text""# | r#""tool_use""# | r#""thinking""# | r#""redacted_thinking""# => {
             prompt.text_bytes += length(json);
+            prompt.foreign_thoughts |= is_foreign(json);
             Ok(())
         }
         r#""tool_result""# if may_nest => match block.get_non_null("content") {
@@ -692,6 +729,30 @@ mod tests {
         );
         assert_eq!(count.estimate(&offer()), r#"{"input_tokens":4}"#);
         assert!(CountTokens::parse(br#"{"model":"p/m"}"#).is_err());
+    }
+
+    #[test]
+    fn thoughts_of_other_models_are_left_out() {
+        let own = r#"{"type":"thinking", "thinking":"t","signature":"s"}"#;
+        let call = r#"{"type":"tool_use","id":"c","name":"f","input":{"a": 1.0}}"#;
+        let foreign =
+            |signature: &str| format!(r#"{{"type":"thinking","thinking":"t","signature":"{signature}"}}"#);
+        let asked = r#"{"role":"user","content":"hi"}"#;
+        let said = |blocks: &[&str]| format!(r#"{{"role":"assistant","content":{}}}"#, list(blocks));
+        let body = |messages: &[&str]| {
+            format!(r#"{{"model":"gpt-5-mini-2026","max_tokens":9,"messages":{}}}"#, list(messages))
+        };
+        let sent = |body: &str| {
+            let request = MessagesRequest::parse(body.as_bytes()).unwrap();
+            String::from_utf8(request.upstream_body(&offer()).to_vec()).unwrap()
+        };
+        let (nobody, google) = (foreign(""), foreign("google:x"));
+        assert_eq!(
+            sent(&body(&[asked, &said(&[&nobody, own, &google, call]), &said(&[&nobody]), asked])),
+            body(&[asked, &said(&[own, call]), asked])
+        );
+        let untouched = body(&[asked, &said(&[own, call])]);
+        assert_eq!(sent(&untouched), untouched);
     }
 
     #[test]

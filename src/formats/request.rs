@@ -120,6 +120,8 @@ pub(super) struct Prompt {
     pub(super) toolsets: u64,
     pub(super) text_bytes: u64,
     pub(super) parts_not_text: u64,
+    /// Whether there are thoughts of other providers' models, which the format's own refuses.
+    pub(super) foreign_thoughts: bool,
 }
 
 impl Prompt {

@@ -8,7 +8,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
-use crate::formats::json::{Object, length, length_of, quote, with_member};
+use crate::formats::conversation::{ANTHROPIC, ANTHROPIC_REDACTED, GOOGLE, UNSEALED};
+use crate::formats::json::{Object, length, length_of, list, quote, with_member};
 use crate::formats::request::{
     BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, bad_value, estimate_tokens, missing, optional,
     parse_body, part, refuse_members, required, token_limit, unsupported,
@@ -128,8 +129,8 @@ impl<'a> ResponsesRequest<'a> {
         self.max_output_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(offer.max_output_tokens))
     }
 
-    /// The body for an upstream of this format: the client's, but for the model's name there and the
-    /// limit, which is always sent.
+    /// The body for an upstream of this format: the client's, but for the model's name there, the
+    /// limit, which is always sent, and thoughts of other providers' models.
     pub fn upstream_body(&self, offer: &Offer) -> Bytes {
         let mut object = self.object.clone();
         object.set("model", quote(&offer.upstream_model));
@@ -137,12 +138,32 @@ impl<'a> ResponsesRequest<'a> {
         if offer.reasoning == Reasoning::Strip {
             object.remove("reasoning");
         }
+        if self.prompt.foreign_thoughts {
+            let input = object.get("input").and_then(without_foreign_thoughts);
+            input.into_iter().for_each(|input| object.set("input", input));
+        }
         object.to_bytes().into()
     }
 
     pub(super) fn object(&self) -> &Object<'a> {
         &self.object
     }
+}
+
+/// Items without thoughts that this format's own provider has not sealed: it refuses them, and a
+/// conversation that another model began could not go on. `None` if they cannot be read.
+fn without_foreign_thoughts(input: &str) -> Option<String> {
+    let items: Vec<&RawValue> = serde_json::from_str(input).ok()?;
+    let is_own = |item: &&str| Object::parse(item.as_bytes()).is_ok_and(|item| !is_foreign(&item));
+    Some(list(items.iter().map(|raw| raw.get()).filter(is_own)))
+}
+
+/// Whether an item is a thought that was sealed here.
+fn is_foreign(item: &Object<'_>) -> bool {
+    let sealed = item.get_non_null("encrypted_content");
+    let sealed = sealed.and_then(|raw| serde_json::from_str::<Cow<'_, str>>(raw).ok());
+    let marks = [GOOGLE, ANTHROPIC, ANTHROPIC_REDACTED, UNSEALED];
+    sealed.is_some_and(|sealed| marks.iter().any(|mark| sealed.starts_with(mark)))
 }
 
 /// Whether `reasoning` asks for any: an effort of none asks for the opposite.
@@ -217,6 +238,7 @@ fn add_item(json: &str, at: &str, prompt: &mut Prompt) -> Result<(), BadRequest>
         // provider has kept are named by their id alone, and can be of any length.
         Some(r#""reasoning""#) if item.get_non_null("encrypted_content").is_some() => {
             prompt.text_bytes += length(json);
+            prompt.foreign_thoughts |= is_foreign(&item);
             Ok(())
         }
         Some(r#""reasoning""#) => {
@@ -566,6 +588,25 @@ mod tests {
         let strip = Offer { reasoning: Reasoning::Strip, ..offer() };
         assert!(!request.upstream_body(&strip).windows(9).any(|bytes| bytes == b"reasoning"));
         assert_eq!((request.limit_within(0), request.limit_within(9)), (None, Some(9)));
+    }
+
+    #[test]
+    fn thoughts_of_other_models_are_left_out() {
+        let own = r#"{"type":"reasoning","summary":[ ],"encrypted_content":"gAAAA"}"#;
+        let said = r#"{"role":"assistant", "content":"anthropic:"}"#;
+        let foreign = |sealed: &str| format!(r#"{{"type":"reasoning","encrypted_content":"{sealed}"}}"#);
+        let items = [
+            foreign("anthropic:x"),
+            own.to_owned(),
+            foreign("google:x"),
+            foreign("anthropic-redacted:x"),
+            foreign("unsealed:"),
+            said.to_owned(),
+        ];
+        let body = of_input(&list(items));
+        let sent = ResponsesRequest::parse(body.as_bytes()).unwrap().upstream_body(&offer());
+        let sent = String::from_utf8(sent.to_vec()).unwrap();
+        assert!(sent.contains(&format!(r#""input":[{own},{said}],"#)), "{sent}");
     }
 
     #[test]

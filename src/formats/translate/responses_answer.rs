@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::formats::conversation::{Block, Call, Counts, Part, Step, Stop, WholeAnswer, mark_google};
-use crate::formats::json::{Object, ObjectText, list, quote};
+use crate::formats::json::{Object, ObjectText, list};
 use crate::formats::sse::Event;
 use crate::formats::translate::Reply;
 use crate::formats::translate::responses_request::{seal, seal_redacted};
@@ -109,15 +109,14 @@ pub fn write(answer: &WholeAnswer, reply: &Reply, charged: MicroUsdc) -> String 
                 items.push(message(&item(&items, "msg"), "completed", &list([refusal_part(text)])));
             }
             Part::Thinking { text, signature } => {
-                let sealed = signature.as_deref().map(seal);
-                items.push(reasoning(&item(&items, "rs"), text, sealed.as_deref()));
+                items.push(reasoning(&item(&items, "rs"), text, &seal(signature.as_deref())));
             }
             Part::Redacted(data) => {
-                items.push(reasoning(&item(&items, "rs"), "", Some(&seal_redacted(data))));
+                items.push(reasoning(&item(&items, "rs"), "", &seal_redacted(data)));
             }
             Part::Call(call) => {
                 if let Some(signature) = &call.signature {
-                    items.push(reasoning(&item(&items, "rs"), "", Some(&mark_google(signature))));
+                    items.push(reasoning(&item(&items, "rs"), "", &mark_google(signature)));
                 }
                 items.push(function_call(&item(&items, "fc"), "completed", call));
             }
@@ -161,13 +160,15 @@ fn summary_part(text: &str) -> String {
     ObjectText::new().text("type", "summary_text").text("text", text).end()
 }
 
-fn reasoning(id: &str, text: &str, sealed: Option<&str>) -> String {
+/// A thought. It is always sealed, if only to say that it is not: what comes back is then known from
+/// what OpenAI keeps under an id.
+fn reasoning(id: &str, text: &str, sealed: &str) -> String {
     let summary = if text.is_empty() { "[]".to_owned() } else { list([summary_part(text)]) };
     ObjectText::new()
         .text("id", id)
         .text("type", "reasoning")
         .json("summary", &summary)
-        .maybe("encrypted_content", sealed.map(quote))
+        .text("encrypted_content", sealed)
         .end()
 }
 
@@ -258,13 +259,13 @@ impl StreamWriter {
             Block::Refusal => Kind::Refusal,
             Block::Thinking => Kind::Thinking,
             Block::Redacted(data) => {
-                let item = reasoning(&self.next_id("rs", reply), "", Some(&seal_redacted(data)));
+                let item = reasoning(&self.next_id("rs", reply), "", &seal_redacted(data));
                 return self.whole_item(item, out);
             }
             Block::Call { id, name, signature } => {
                 if let Some(signature) = signature {
                     let sealed = mark_google(signature);
-                    let item = reasoning(&self.next_id("rs", reply), "", Some(&sealed));
+                    let item = reasoning(&self.next_id("rs", reply), "", &sealed);
                     self.whole_item(item, out);
                 }
                 Kind::Call { id: id.clone(), name: name.clone() }
@@ -400,8 +401,8 @@ impl Item {
                 message(&self.id, status, &list(part))
             }
             Kind::Thinking => {
-                let sealed = (!self.sealed.is_empty()).then(|| seal(&self.sealed));
-                reasoning(&self.id, &self.text, sealed.as_deref())
+                let signature = Some(self.sealed.as_str()).filter(|signature| !signature.is_empty());
+                reasoning(&self.id, &self.text, &seal(signature))
             }
             Kind::Call { id, name } => {
                 let call = Call {

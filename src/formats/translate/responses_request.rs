@@ -1,8 +1,8 @@
 //! Responses requests (OpenAI API reference, *Create a model response*), read.
 
 use crate::formats::conversation::{
-    Call, Conversation, Format, MediaKind, Names, Part, Reasoning, Role, Sampling, Source, Tool, ToolChoice,
-    ToolResult, Turn, google_signature, push_part,
+    ANTHROPIC, ANTHROPIC_REDACTED, Call, Conversation, Format, MediaKind, Names, Part, Reasoning, Role,
+    Sampling, Source, Tool, ToolChoice, ToolResult, Turn, UNSEALED, google_signature, push_part,
 };
 use crate::formats::members::Members;
 use crate::formats::request::{BadRequest, bad_value};
@@ -55,15 +55,12 @@ const INCLUDABLE: &[&str] = &[
     "code_interpreter_call.outputs",
 ];
 
-/// Marks on sealed thoughts, which say whose they are: each provider refuses another's.
-const ANTHROPIC: &str = "anthropic:";
-const ANTHROPIC_REDACTED: &str = "anthropic-redacted:";
-
-/// A thought's signature, or a redacted thought, as `encrypted_content`.
-pub(super) fn seal(signature: &str) -> String {
-    match google_signature(signature) {
-        Some(_) => signature.to_owned(),
-        None => format!("{ANTHROPIC}{signature}"),
+/// A thought's signature as `encrypted_content`, with a mark that says whose it is.
+pub(super) fn seal(signature: Option<&str>) -> String {
+    match signature {
+        None => UNSEALED.to_owned(),
+        Some(google) if google_signature(google).is_some() => google.to_owned(),
+        Some(anthropic) => format!("{ANTHROPIC}{anthropic}"),
     }
 }
 
