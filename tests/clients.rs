@@ -30,21 +30,15 @@ impl House {
 
     /// Runs a program of `tests/clients`, which exits 0 only if everything it checks holds.
     fn run(&self, program: &mut Command) {
-        let output = program
-            .current_dir(project_root().join("tests/clients"))
+        let program = program
             .env("FAREBOX_URL", self.gateway.url(""))
             .env("RPC_URL", &self.gateway.chain().url)
             .env("WALLET_KEY", self.wallet.private_key())
             .env("API_KEY", &self.api_key)
             .env("POOR_API_KEY", &self.poor_api_key)
             .env("MODEL", MODEL)
-            .env("TOPUP_USD", TOPUP_USD)
-            // The gateway is on this machine: whatever proxy there is has no part in it.
-            .envs([("NO_PROXY", "*"), ("no_proxy", "*")])
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{program:?}\n{}", shown(&output));
-        assert!(output.stdout.starts_with(b"ok  "), "it checked nothing:\n{}", shown(&output));
+            .env("TOPUP_USD", TOPUP_USD);
+        run(program);
     }
 
     async fn run_topup(&self, program: &mut Command) {
@@ -73,6 +67,18 @@ async fn buy_without_an_account(usd: &str, program: &mut Command) {
     gateway.audit();
 }
 
+/// Runs a program of `tests/clients` to its end.
+fn run(program: &mut Command) {
+    let output = program
+        .current_dir(project_root().join("tests/clients"))
+        // All is on this machine: whatever proxy there is has no part in it.
+        .envs([("NO_PROXY", "*"), ("no_proxy", "*")])
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{program:?}\n{}", shown(&output));
+    assert!(output.stdout.starts_with(b"ok  "), "it checked nothing:\n{}", shown(&output));
+}
+
 fn shown(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
@@ -87,6 +93,12 @@ fn python(program: &str) -> Command {
     let mut command = Command::new(tool("CLIENTS_PYTHON", "build/venv/bin/python"));
     command.arg(program);
     command
+}
+
+/// Without a gateway: what is read is what `formats::golden` holds the translations to.
+#[test]
+fn what_is_translated_is_read_by_the_clients_of_each_format() {
+    run(&mut node("formats.mjs"));
 }
 
 // Each runs on several threads, since a child is waited for on one of them.

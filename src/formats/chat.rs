@@ -7,43 +7,20 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::formats::json::{Object, quote};
+use crate::formats::answer::{Delivered, text_bytes};
+pub use crate::formats::answer::{Forward, NotAnAnswer};
+use crate::formats::json::{Object, length, length_of, quote, with_member};
+pub use crate::formats::request::{BadRequest, Bounds};
+use crate::formats::request::{
+    DEFAULT_MAX_TOKENS, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body,
+    refuse_members, required, token_limit,
+};
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
 use crate::pricing::{Offer, Reasoning, Usage};
 
-/// Output tokens when the request names no limit.
-const DEFAULT_MAX_TOKENS: u64 = 1024;
 /// Most choices a request can ask for (OpenAI API reference, `n`).
 const MAX_CHOICES: u64 = 128;
-/// Tokens that a chat template puts around one message, generously.
-const TOKENS_AROUND_MESSAGE: u64 = 16;
-/// Tokens of what a model is told before the first message by its template: gpt-oss has about as many.
-const TOKENS_AROUND_REQUEST: u64 = 64;
-/// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346.
-const TOKENS_AROUND_TOOLS: u64 = 1024;
-/// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
-/// tokens for an image.
-const ESTIMATED_TOKENS_A_PART: u64 = 1000;
-/// Bytes of English text in a token, on average, where no usage tells.
-const ESTIMATED_BYTES_A_TOKEN: u64 = 4;
-
-/// A request that cannot be served as it is. `param` names the field at fault.
-#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct BadRequest {
-    pub code: &'static str,
-    pub param: Option<String>,
-    pub message: String,
-}
-
-fn bad(code: &'static str, param: &str, message: impl Into<String>) -> BadRequest {
-    BadRequest { code, param: Some(param.to_owned()), message: message.into() }
-}
-
-fn bad_value(param: &str, message: impl Into<String>) -> BadRequest {
-    bad("invalid_value", param, message)
-}
 
 /// A chat request, parsed as far as its price needs.
 pub struct ChatRequest<'a> {
@@ -57,25 +34,6 @@ pub struct ChatRequest<'a> {
     prompt: Prompt,
     /// Tokens that may be billed as output beyond the limit: those of a rejected prediction.
     prediction_bytes: u64,
-}
-
-/// How large the prompt can be, and how large it probably is.
-#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
-struct Prompt {
-    /// No tokenizer makes more tokens than bytes.
-    bytes: u64,
-    messages: u64,
-    has_tools: bool,
-    text_bytes: u64,
-    parts_not_text: u64,
-}
-
-/// The most tokens a request can use, and what it is taken to use where nobody says.
-#[derive(Copy, Clone, PartialEq, Eq, Debug)]
-pub struct Bounds {
-    pub prompt: u64,
-    pub completion: u64,
-    pub estimated_prompt: u64,
 }
 
 /// Members that never become prompt; any other, known or not, is taken to.
@@ -158,18 +116,9 @@ const NOT_PRICED: &[(&str, &str)] = &[
 
 impl<'a> ChatRequest<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
-        let object = Object::parse(body).map_err(|e| BadRequest {
-            code: "invalid_json",
-            param: None,
-            message: format!("the body must be a JSON object: {e}"),
-        })?;
-        if let Some(key) = object.ambiguous_key(INTERPRETED) {
-            return Err(bad_value(key, "is there twice, or not spelt as the API spells it"));
-        }
+        let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
-        let messages = object.get_non_null("messages");
-        let messages =
-            messages.ok_or_else(|| bad("missing_required_parameter", "messages", "messages is required"))?;
+        let messages = object.get_non_null("messages").ok_or_else(|| missing("messages"))?;
         let stream = optional(&object, "stream", "must be true or false")?.unwrap_or(false);
         let wants_usage = wants_usage(&object)?;
         let choices = optional(&object, "n", "must be a whole number")?.unwrap_or(1);
@@ -222,7 +171,11 @@ impl<'a> ChatRequest<'a> {
         (tokens > 0).then_some(tokens)
     }
 
-    fn max_tokens_for(&self, offer: &Offer) -> u64 {
+    pub(super) fn object(&self) -> &Object<'a> {
+        &self.object
+    }
+
+    pub(super) fn max_tokens_for(&self, offer: &Offer) -> u64 {
         self.max_tokens.unwrap_or(DEFAULT_MAX_TOKENS.min(offer.max_output_tokens))
     }
 
@@ -267,28 +220,9 @@ fn wants_usage(object: &Object<'_>) -> Result<bool, BadRequest> {
     Ok(optional(&options, "include_usage", "must be true or false")?.unwrap_or(false))
 }
 
-fn required<'a, T: Deserialize<'a>>(object: &'a Object<'_>, key: &str) -> Result<T, BadRequest> {
-    let value = object.get_non_null(key);
-    let value = value.ok_or_else(|| bad("missing_required_parameter", key, format!("{key} is required")))?;
-    serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} must be a string")))
-}
-
-fn optional<'a, T: Deserialize<'a>>(
-    object: &'a Object<'_>,
-    key: &str,
-    expected: &str,
-) -> Result<Option<T>, BadRequest> {
-    let parse = |value| serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} {expected}")));
-    object.get_non_null(key).map(parse).transpose()
-}
-
 /// The output limit, under either of its names.
 fn max_tokens(object: &Object<'_>) -> Result<Option<u64>, BadRequest> {
-    let expected = "must be a whole number above 0";
-    let read = |key| match optional::<u64>(object, key, expected)? {
-        Some(0) => Err(bad_value(key, format!("{key} {expected}"))),
-        other => Ok(other),
-    };
+    let read = |key| token_limit(object, key);
     match (read(LIMIT_FIELDS[0])?, read(LIMIT_FIELDS[1])?) {
         (Some(a), Some(b)) if a != b => {
             Err(bad_value("max_tokens", "max_tokens and max_completion_tokens differ: send one of them"))
@@ -298,11 +232,7 @@ fn max_tokens(object: &Object<'_>) -> Result<Option<u64>, BadRequest> {
 }
 
 fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
-    for (field, message) in NOT_PRICED {
-        if object.get_non_null(field).is_some() {
-            return Err(bad("unsupported_parameter", field, *message));
-        }
-    }
+    refuse_members(object, NOT_PRICED)?;
     let tier: Option<Cow<'_, str>> = optional(object, "service_tier", "must be a string")?;
     if tier.is_some_and(|tier| !matches!(tier.as_ref(), "auto" | "default")) {
         return Err(bad(
@@ -335,18 +265,13 @@ impl Prompt {
         if list.is_empty() {
             return Err(bad_value("messages", expected));
         }
-        let is_prompt = |key: &str| !NOT_PROMPT.contains(&key);
+        let has_tools = object.get_non_null("tools").is_some() || object.get_non_null("functions").is_some();
+        let has_schema = object.get_non_null("response_format").is_some();
         let mut prompt = Self {
-            bytes: object.members().filter(|(key, _)| is_prompt(key)).map(|(_, value)| length(value)).sum(),
             messages: length_of(&list),
-            has_tools: object.get_non_null("tools").is_some() || object.get_non_null("functions").is_some(),
-            ..Self::default()
+            toolsets: u64::from(has_tools) + u64::from(has_schema),
+            ..Self::of_members(object, NOT_PROMPT, "messages")
         };
-        prompt.text_bytes = object
-            .members()
-            .filter(|(key, _)| is_prompt(key) && *key != "messages")
-            .map(|(_, value)| length(value))
-            .sum();
         for (i, message) in list.into_iter().enumerate() {
             prompt.add_message(message).map_err(|problem| {
                 bad_value(&format!("messages[{i}]"), format!("messages[{i}] {problem}"))
@@ -390,56 +315,11 @@ impl Prompt {
             _ => Err("has content that is neither text nor a list of parts"),
         }
     }
-
-    /// More tokens than this the prompt cannot have. A link to a picture says nothing of the
-    /// picture's tokens, so with any part that is not text the context's length is the bound.
-    fn bound(&self, context_length: u64) -> u64 {
-        if self.parts_not_text > 0 {
-            return context_length;
-        }
-        let around =
-            self.messages.saturating_mul(TOKENS_AROUND_MESSAGE).saturating_add(TOKENS_AROUND_REQUEST);
-        let tools = if self.has_tools { TOKENS_AROUND_TOOLS } else { 0 };
-        self.bytes.saturating_add(around).saturating_add(tools).min(context_length)
-    }
-
-    fn estimate(&self) -> u64 {
-        estimate_tokens(self.text_bytes)
-            .saturating_add(self.parts_not_text.saturating_mul(ESTIMATED_TOKENS_A_PART))
-    }
-}
-
-/// Tokens in so many bytes of text, where nobody counted them.
-fn estimate_tokens(bytes: u64) -> u64 {
-    bytes.div_ceil(ESTIMATED_BYTES_A_TOKEN)
-}
-
-/// An object's text with one member set; `None` if the text is no object.
-fn with_member(object: &str, key: &str, value: &str) -> Option<String> {
-    let mut object = Object::parse(object.as_bytes()).ok()?;
-    object.set(key, value);
-    String::from_utf8(object.to_bytes()).ok()
-}
-
-fn length(json: &str) -> u64 {
-    u64::try_from(json.len()).unwrap_or(u64::MAX)
-}
-
-fn length_of<T>(list: &[T]) -> u64 {
-    u64::try_from(list.len()).unwrap_or(u64::MAX)
 }
 
 /// A whole answer from an upstream.
 pub struct Answer<'a> {
     object: Object<'a>,
-}
-
-/// Why an upstream's 200 is no answer.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum NotAnAnswer {
-    /// It holds an error in place of an answer.
-    Error,
-    Nonsense,
 }
 
 impl<'a> Answer<'a> {
@@ -480,19 +360,6 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// What to do with an event of an upstream's stream.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Forward {
-    Send(Bytes),
-    /// It says nothing that the client asked for.
-    Skip,
-    /// The stream is complete: `[DONE]`.
-    Done,
-    /// The upstream says that it failed.
-    Failed,
-    Nonsense,
-}
-
 /// Watches an answer stream past, chunk by chunk, for its usage and for how much was delivered.
 pub struct StreamTap {
     model_json: String,
@@ -500,8 +367,7 @@ pub struct StreamTap {
     usage_raw: Option<String>,
     /// Whether usage came in a chunk without choices: that one is sent last, and is the whole.
     reported_at_end: bool,
-    delivered_bytes: u64,
-    delivered_chunks: u64,
+    delivered: Delivered,
     /// Choices that have not given a reason for their end yet.
     unfinished_choices: u64,
 }
@@ -541,10 +407,6 @@ fn call_bytes(function: &Object<'_>) -> u64 {
     text_bytes(function, "name").saturating_add(text_bytes(function, "arguments"))
 }
 
-fn text_bytes(object: &Object<'_>, key: &str) -> u64 {
-    object.get_non_null(key).map_or(0, |json| length(json).saturating_sub(2))
-}
-
 impl StreamTap {
     /// For a request of so many `choices`, from a client that asked for `model` by this name.
     pub fn new(model: &str, wants_usage: bool, choices: u64) -> Self {
@@ -554,8 +416,7 @@ impl StreamTap {
             unfinished_choices: choices,
             usage_raw: None,
             reported_at_end: false,
-            delivered_bytes: 0,
-            delivered_chunks: 0,
+            delivered: Delivered::default(),
         }
     }
 
@@ -591,13 +452,11 @@ impl StreamTap {
         let Some(raw) = choices else { return true };
         let Ok(choices) = serde_json::from_str::<Vec<Choice<'_>>>(raw) else {
             // Not the shape we know, but output all the same.
-            self.delivered_bytes = self.delivered_bytes.saturating_add(length(raw));
+            self.delivered.add(length(raw));
             return false;
         };
         for choice in &choices {
-            let bytes = choice.output_bytes();
-            self.delivered_bytes = self.delivered_bytes.saturating_add(bytes);
-            self.delivered_chunks += u64::from(bytes > 0);
+            self.delivered.add(choice.output_bytes());
             if choice.finish_reason.is_some() {
                 self.unfinished_choices = self.unfinished_choices.saturating_sub(1);
             }
@@ -619,7 +478,7 @@ impl StreamTap {
     }
 
     pub fn delivered_anything(&self) -> bool {
-        self.delivered_bytes > 0
+        self.delivered.anything()
     }
 
     /// Whether the answer was whole, should the stream end now without saying so.
@@ -629,17 +488,17 @@ impl StreamTap {
 
     /// Output tokens delivered so far: no chunk with output has less than one.
     pub fn estimated_completion(&self) -> u64 {
-        estimate_tokens(self.delivered_bytes).max(self.delivered_chunks)
+        self.delivered.estimated_tokens()
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::money::UnitPrice;
     use crate::pricing::Prices;
 
-    fn offer() -> Offer {
+    pub(in crate::formats) fn offer() -> Offer {
         Offer {
             id: "openai/gpt-5-mini".into(),
             provider: "openai".into(),

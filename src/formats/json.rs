@@ -100,6 +100,87 @@ pub fn quote(text: &str) -> String {
     serde_json::to_string(text).unwrap_or_default()
 }
 
+/// An object's text with one member set; `None` if the text is no object.
+pub fn with_member(object: &str, key: &str, value: &str) -> Option<String> {
+    let mut object = Object::parse(object.as_bytes()).ok()?;
+    object.set(key, value);
+    String::from_utf8(object.to_bytes()).ok()
+}
+
+/// The bytes of a JSON text.
+pub fn length(json: &str) -> u64 {
+    u64::try_from(json.len()).unwrap_or(u64::MAX)
+}
+
+pub fn length_of<T>(list: &[T]) -> u64 {
+    u64::try_from(list.len()).unwrap_or(u64::MAX)
+}
+
+/// Builds the text of an object, member by member.
+#[derive(Debug)]
+pub struct ObjectText(String);
+
+impl ObjectText {
+    pub fn new() -> Self {
+        Self("{".to_owned())
+    }
+
+    /// A member whose value is this JSON text.
+    pub fn json(&mut self, key: &str, value: &str) -> &mut Self {
+        if self.0.len() > 1 {
+            self.0.push(',');
+        }
+        self.0.push_str(&quote(key));
+        self.0.push(':');
+        self.0.push_str(value);
+        self
+    }
+
+    pub fn text(&mut self, key: &str, value: &str) -> &mut Self {
+        self.json(key, &quote(value))
+    }
+
+    pub fn number(&mut self, key: &str, value: u64) -> &mut Self {
+        self.json(key, &value.to_string())
+    }
+
+    /// A member only if there is a value for it.
+    pub fn maybe(&mut self, key: &str, value: Option<impl AsRef<str>>) -> &mut Self {
+        match value {
+            Some(value) => self.json(key, value.as_ref()),
+            None => self,
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.len() == 1
+    }
+
+    pub fn end(&mut self) -> String {
+        self.0.push('}');
+        std::mem::take(&mut self.0)
+    }
+}
+
+impl Default for ObjectText {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The text of a list of these JSON texts.
+pub fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
+    let mut text = "[".to_owned();
+    for item in items {
+        if text.len() > 1 {
+            text.push(',');
+        }
+        text.push_str(item.as_ref());
+    }
+    text.push(']');
+    text
+}
+
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Members;

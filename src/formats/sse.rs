@@ -83,6 +83,24 @@ impl Event {
         out.into()
     }
 
+    /// An event of a type, with one line of data.
+    pub fn named(name: &str, data: &[u8]) -> Bytes {
+        let mut out = Vec::with_capacity(name.len() + data.len() + 16);
+        out.extend_from_slice(b"event: ");
+        out.extend_from_slice(name.as_bytes());
+        out.extend_from_slice(b"\ndata: ");
+        out.extend_from_slice(data);
+        out.extend_from_slice(b"\n\n");
+        out.into()
+    }
+
+    /// The event's type, if it has one that is text.
+    pub fn name(&self) -> Option<&str> {
+        let lines = self.0.split(|byte| matches!(byte, b'\n' | b'\r'));
+        let mut names = lines.filter_map(|line| line.strip_prefix(b"event:"));
+        names.next_back().and_then(|name| std::str::from_utf8(name).ok()).map(str::trim)
+    }
+
     /// The event's data: its `data:` lines, joined. `None` for a comment or a keep-alive.
     pub fn data(&self) -> Option<Cow<'_, [u8]>> {
         let mut lines = self.0.split(|byte| matches!(byte, b'\n' | b'\r')).filter_map(|line| {

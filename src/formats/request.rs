@@ -1,0 +1,159 @@
+//! What requests in every format have in common: how they are refused, how their members are read,
+//! and how much prompt they can come to.
+
+use serde::Deserialize;
+
+use crate::formats::json::{Object, length};
+
+/// Output tokens when the request names no limit.
+pub(super) const DEFAULT_MAX_TOKENS: u64 = 1024;
+/// Tokens that a chat template puts around one message, generously.
+const TOKENS_AROUND_MESSAGE: u64 = 16;
+/// Tokens of what a model is told before the first message by its template: gpt-oss has about as many.
+const TOKENS_AROUND_REQUEST: u64 = 64;
+/// Tokens of a provider's own instructions where there are tools: Anthropic documents up to 346, and
+/// up to 700 for one of the tools that it defines itself. A schema for the answer has some, too.
+const TOKENS_AROUND_TOOLS: u64 = 1024;
+/// What a part that is not text is taken for where no usage tells; providers document 85 to 1,600
+/// tokens for an image.
+const ESTIMATED_TOKENS_A_PART: u64 = 1000;
+/// Bytes of English text in a token, on average, where no usage tells.
+const ESTIMATED_BYTES_A_TOKEN: u64 = 4;
+
+/// A request that cannot be served as it is. `param` names the field at fault.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct BadRequest {
+    pub code: &'static str,
+    pub param: Option<String>,
+    pub message: String,
+}
+
+pub(super) fn bad(code: &'static str, param: &str, message: impl Into<String>) -> BadRequest {
+    BadRequest { code, param: Some(param.to_owned()), message: message.into() }
+}
+
+pub(super) fn bad_value(param: &str, message: impl Into<String>) -> BadRequest {
+    bad("invalid_value", param, message)
+}
+
+pub(super) fn unsupported(param: &str, message: impl Into<String>) -> BadRequest {
+    bad("unsupported_parameter", param, message)
+}
+
+/// The body as an object whose `interpreted` members cannot mean something else to another reader.
+pub(super) fn parse_body<'a>(body: &'a [u8], interpreted: &[&str]) -> Result<Object<'a>, BadRequest> {
+    let object = Object::parse(body).map_err(|e| BadRequest {
+        code: "invalid_json",
+        param: None,
+        message: format!("the body must be a JSON object: {e}"),
+    })?;
+    match object.ambiguous_key(interpreted) {
+        Some(key) => Err(bad_value(key, "is there twice, or not spelt as the API spells it")),
+        None => Ok(object),
+    }
+}
+
+/// An object in which these members cannot be mistaken.
+pub(super) fn part<'a>(json: &'a str, at: &str, interpreted: &[&str]) -> Result<Object<'a>, BadRequest> {
+    let unreadable =
+        || bad_value(at, format!("{at} must be an object with each member once, spelt as the API spells it"));
+    let object = Object::parse(json.as_bytes()).map_err(|_| unreadable())?;
+    if object.ambiguous_key(interpreted).is_some() { Err(unreadable()) } else { Ok(object) }
+}
+
+pub(super) fn required<'a, T: Deserialize<'a>>(object: &'a Object<'_>, key: &str) -> Result<T, BadRequest> {
+    let value = object.get_non_null(key);
+    let value = value.ok_or_else(|| missing(key))?;
+    serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} must be a string")))
+}
+
+pub(super) fn missing(key: &str) -> BadRequest {
+    bad("missing_required_parameter", key, format!("{key} is required"))
+}
+
+pub(super) fn optional<'a, T: Deserialize<'a>>(
+    object: &'a Object<'_>,
+    key: &str,
+    expected: &str,
+) -> Result<Option<T>, BadRequest> {
+    let parse = |value| serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} {expected}")));
+    object.get_non_null(key).map(parse).transpose()
+}
+
+/// A limit of output tokens.
+pub(super) fn token_limit(object: &Object<'_>, key: &str) -> Result<Option<u64>, BadRequest> {
+    let expected = "must be a whole number above 0";
+    match optional::<u64>(object, key, expected)? {
+        Some(0) => Err(bad_value(key, format!("{key} {expected}"))),
+        other => Ok(other),
+    }
+}
+
+/// Refuses what a member of this name would buy or escape.
+pub(super) fn refuse_members(
+    object: &Object<'_>,
+    refused: &[(&'static str, &'static str)],
+) -> Result<(), BadRequest> {
+    match refused.iter().find(|(field, _)| object.get_non_null(field).is_some()) {
+        Some((field, message)) => Err(unsupported(field, *message)),
+        None => Ok(()),
+    }
+}
+
+/// The most tokens a request can use, and what it is taken to use where nobody says.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct Bounds {
+    pub prompt: u64,
+    pub completion: u64,
+    pub estimated_prompt: u64,
+}
+
+/// How large the prompt can be, and how large it probably is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Prompt {
+    /// No tokenizer makes more tokens than bytes.
+    pub(super) bytes: u64,
+    pub(super) messages: u64,
+    /// Tools whose descriptions are the provider's, any tools at all, a schema: each is told to the
+    /// model with words that are not in these bytes.
+    pub(super) toolsets: u64,
+    pub(super) text_bytes: u64,
+    pub(super) parts_not_text: u64,
+    /// Whether there are thoughts of other providers' models, which the format's own refuses.
+    pub(super) foreign_thoughts: bool,
+}
+
+impl Prompt {
+    /// The members that can become prompt, all but those of these names.
+    pub(super) fn of_members(object: &Object<'_>, not_prompt: &[&str], messages: &str) -> Self {
+        let is_prompt = |key: &str| !not_prompt.contains(&key);
+        let bytes = |skip: Option<&str>| {
+            let members = object.members().filter(|(key, _)| is_prompt(key) && Some(*key) != skip);
+            members.map(|(_, value)| length(value)).sum()
+        };
+        Self { bytes: bytes(None), text_bytes: bytes(Some(messages)), ..Self::default() }
+    }
+
+    /// More tokens than this the prompt cannot have. A link to a picture says nothing of the
+    /// picture's tokens, so with any part that is not text the context's length is the bound.
+    pub(super) fn bound(&self, context_length: u64) -> u64 {
+        if self.parts_not_text > 0 {
+            return context_length;
+        }
+        let around =
+            self.messages.saturating_mul(TOKENS_AROUND_MESSAGE).saturating_add(TOKENS_AROUND_REQUEST);
+        let tools = self.toolsets.saturating_mul(TOKENS_AROUND_TOOLS);
+        self.bytes.saturating_add(around).saturating_add(tools).min(context_length)
+    }
+
+    pub(super) fn estimate(&self) -> u64 {
+        estimate_tokens(self.text_bytes)
+            .saturating_add(self.parts_not_text.saturating_mul(ESTIMATED_TOKENS_A_PART))
+    }
+}
+
+/// Tokens in so many bytes of text, where nobody counted them.
+pub(super) fn estimate_tokens(bytes: u64) -> u64 {
+    bytes.div_ceil(ESTIMATED_BYTES_A_TOKEN)
+}
