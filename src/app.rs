@@ -12,6 +12,7 @@ use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
 use crate::limits::{EXCHANGE_EVERY, Exchange, Limits};
 use crate::metering::Metering;
 use crate::payments::{ChainHealth, Payments};
+use crate::pricing::LiveCatalog;
 use crate::providers::Providers;
 use crate::tasks::Tasks;
 
@@ -51,6 +52,8 @@ pub struct Parts {
     pub kept: KeptAnswers,
     pub metering: Metering,
     pub limits: Limits,
+    /// What is for sale now. `config.catalog` is what it began with.
+    pub catalog: LiveCatalog,
 }
 
 impl std::ops::Deref for App {
@@ -95,7 +98,10 @@ impl App {
         let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, chain, nonces.clone());
         let sessions = Sessions::new(db.clone(), clock.clone(), entropy.clone(), signing, &config);
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
+        let catalog = LiveCatalog::new(config.catalog.clone());
+        tracing::info!(prices = %config.catalog.version(), "the catalogue is served");
         let app = Self(Arc::new(Parts {
+            catalog,
             config,
             clock,
             entropy,

@@ -58,6 +58,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "chain",
             "claims",
             "payments",
+            "pricing",
             "providers",
             "metering",
             "telemetry",

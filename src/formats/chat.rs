@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::formats::json::{Object, quote};
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
-use crate::pricing::{Offer, Reasoning, Usage};
+use crate::pricing::{Dialect, Most, Offer, Reasoning, Reported, Unit, Units, Usage};
 
 /// Output tokens when the request names no limit.
 const DEFAULT_MAX_TOKENS: u64 = 1024;
@@ -68,6 +68,8 @@ struct Prompt {
     has_tools: bool,
     text_bytes: u64,
     parts_not_text: u64,
+    /// Whether some of them are sound, which is billed at a price of its own.
+    has_audio: bool,
 }
 
 /// The most tokens a request can use, and what it is taken to use where nobody says.
@@ -76,6 +78,15 @@ pub struct Bounds {
     pub prompt: u64,
     pub completion: u64,
     pub estimated_prompt: u64,
+    /// What the tokens can be billed as.
+    pub tokens: Units,
+}
+
+impl Bounds {
+    /// The most that can be billed.
+    pub fn most(&self) -> Most {
+        Most { tokens: self.tokens, ..Most::of_text(self.prompt, self.completion) }
+    }
 }
 
 /// Members that never become prompt; any other, known or not, is taken to.
@@ -209,7 +220,15 @@ impl<'a> ChatRequest<'a> {
         }
         let completion = max_tokens.saturating_mul(self.choices).saturating_add(self.prediction_bytes);
         let prompt = self.prompt.bound(offer.context_length);
-        Ok(Bounds { prompt, completion, estimated_prompt: self.prompt.estimate().min(prompt) })
+        let tokens = self.prompt.units(offer);
+        let estimated_prompt = self.prompt.estimate().min(prompt);
+        let bounds = Bounds { prompt, completion, estimated_prompt, tokens };
+        let unpriced = offer.prices.unpriced(bounds.most().units());
+        if !unpriced.is_empty() {
+            let message = format!("{} has no price for {unpriced}: leave them out", offer.id);
+            return Err(bad("unsupported_parameter", "messages", message));
+        }
+        Ok(bounds)
     }
 
     pub fn choices(&self) -> u64 {
@@ -364,6 +383,7 @@ impl Prompt {
         // An earlier spoken answer, by its id: its tokens are not in these bytes.
         if message.get_non_null("audio").is_some() {
             self.parts_not_text += 1;
+            self.has_audio = true;
         }
         let content = message.get("content").unwrap_or("null");
         match content.as_bytes().first() {
@@ -377,6 +397,10 @@ impl Prompt {
                     match part.get("type") {
                         Some(r#""text""# | r#""refusal""#) => {
                             self.text_bytes += part.get("text").map_or(0, length);
+                        }
+                        Some(r#""input_audio""# | r#""audio_url""#) => {
+                            self.parts_not_text += 1;
+                            self.has_audio = true;
                         }
                         _ => self.parts_not_text += 1,
                     }
@@ -401,6 +425,18 @@ impl Prompt {
             self.messages.saturating_mul(TOKENS_AROUND_MESSAGE).saturating_add(TOKENS_AROUND_REQUEST);
         let tools = if self.has_tools { TOKENS_AROUND_TOOLS } else { 0 };
         self.bytes.saturating_add(around).saturating_add(tools).min(context_length)
+    }
+
+    /// What its tokens can be billed as. A part that is not text may be a picture, or a film with sound: where
+    /// that has no price, it is as if it were text.
+    fn units(&self, offer: &Offer) -> Units {
+        let text = Units::OF_TEXT;
+        if self.parts_not_text == 0 {
+            return text;
+        }
+        let others = Unit::all().filter(|unit| unit.is_prompt());
+        let units = others.filter(|unit| offer.prices.rates().is_priced(*unit)).fold(text, Units::with);
+        if self.has_audio { units.with(Unit::AudioIn) } else { units }
     }
 
     fn estimate(&self) -> u64 {
@@ -458,6 +494,10 @@ impl<'a> Answer<'a> {
         self.object.get_non_null("usage")
     }
 
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage_raw().and_then(read_usage)
+    }
+
     /// Output tokens, where the answer does not say how many there were.
     pub fn estimated_completion(&self) -> u64 {
         let choices = self.object.get("choices").unwrap_or("[]");
@@ -478,6 +518,10 @@ impl<'a> Answer<'a> {
         }
         self.object.to_bytes().into()
     }
+}
+
+fn read_usage(report: &str) -> Option<Usage> {
+    Reported::read(Dialect::OpenAi, report).map(|reported| reported.usage)
 }
 
 /// What to do with an event of an upstream's stream.
@@ -571,7 +615,7 @@ impl StreamTap {
         }
         let empty = self.count(object.get_non_null("choices"));
         let report = object.get_non_null("usage").map(str::to_owned);
-        let readable = report.clone().filter(|report| Usage::from_openai(report).is_some());
+        let readable = report.clone().filter(|report| read_usage(report).is_some());
         self.reported_at_end |= empty && readable.is_some();
         self.usage_raw = readable.or(self.usage_raw.take());
         if !self.wants_usage {
@@ -610,7 +654,7 @@ impl StreamTap {
     }
 
     pub fn usage(&self) -> Option<Usage> {
-        self.usage_raw().and_then(Usage::from_openai)
+        self.usage_raw().and_then(read_usage)
     }
 
     /// Whether the report of usage is the last word, however the stream ends.
@@ -637,22 +681,25 @@ impl StreamTap {
 mod tests {
     use super::*;
     use crate::money::UnitPrice;
-    use crate::pricing::Prices;
+    use crate::pricing::{ModelKind, Prices};
+    use std::sync::Arc;
 
     fn offer() -> Offer {
         Offer {
             id: "openai/gpt-5-mini".into(),
+            kind: ModelKind::Chat,
             provider: "openai".into(),
             upstream_model: "gpt-5-mini-2026".into(),
             context_length: 128_000,
             max_output_tokens: 16_384,
             max_tokens_field: "max_completion_tokens".into(),
             reasoning: Reasoning::Reject,
-            prices: Prices {
-                prompt: UnitPrice::new(150_000),
-                cached_prompt: UnitPrice::new(75_000),
-                completion: UnitPrice::new(600_000),
-            },
+            prices: Arc::new(Prices::of_text(
+                UnitPrice::new(150_000),
+                UnitPrice::new(75_000),
+                UnitPrice::new(600_000),
+            )),
+            price_version: None,
             created: 0,
         }
     }
@@ -748,6 +795,24 @@ mod tests {
     }
 
     #[test]
+    fn sound_is_taken_where_it_has_a_price() {
+        let body = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"","format":"wav"}}]}]}"#;
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let error = request.bounds(&offer()).unwrap_err();
+        assert_eq!(error.code, "unsupported_parameter");
+        assert!(error.message.contains("no price for audio_in_tokens"), "{}", error.message);
+        let rates = offer().prices.rates().with(Unit::AudioIn, UnitPrice::new(40_000_000));
+        let prices = Arc::new(Prices::new(rates, Vec::new(), Vec::new()));
+        let bounds = request.bounds(&Offer { prices, ..offer() }).unwrap();
+        assert!(bounds.tokens.has(Unit::AudioIn) && bounds.tokens.has(Unit::CachedAudio));
+        assert_eq!(bounds.prompt, 128_000);
+        // A picture is billed as text where it has no price of its own.
+        let picture = body.replace("input_audio", "image_url");
+        let bounds = ChatRequest::parse(picture.as_bytes()).unwrap().bounds(&offer()).unwrap();
+        assert!(bounds.tokens.has(Unit::ImageIn) && !bounds.tokens.has(Unit::AudioIn));
+    }
+
+    #[test]
     fn an_answer_keeps_all_but_model_and_usage() {
         let body = br#"{"id":"c1","model":"gpt-5-mini-2026","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2},"x":[1, 2]}"#;
         let answer = Answer::parse(body).unwrap();
@@ -781,9 +846,9 @@ mod tests {
             unasked.event(&null),
             Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{}}]}"#).0)
         );
-        assert_eq!(unasked.usage().unwrap().completion, 1);
+        assert_eq!(unasked.usage().unwrap().completion_tokens(), 1);
         assert_eq!(unasked.event(&alone), Forward::Skip);
-        assert_eq!(unasked.usage().unwrap().completion, 4);
+        assert_eq!(unasked.usage().unwrap().completion_tokens(), 4);
 
         let mut asked = StreamTap::new("p/m", true, 1);
         assert_eq!(

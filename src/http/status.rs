@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use crate::app::App;
 use crate::http::json;
 use crate::payments::{ChainHealth, RelayerGas};
-use crate::pricing::Offer;
+use crate::pricing::{Offer, Unit};
 
 #[derive(Serialize, JsonSchema)]
 pub struct Health {
@@ -145,7 +145,8 @@ struct Pricing {
 pub async fn models(State(app): State<App>) -> Response {
     let markup = app.config.markup;
     let row = |offer: &'_ Arc<Offer>| -> Option<Model> {
-        let prices = &offer.prices;
+        let price = |unit| offer.prices.charged(unit);
+        let (prompt, completion) = (price(Unit::Prompt), price(Unit::Completion));
         Some(Model {
             id: offer.id.clone(),
             object: "model",
@@ -155,14 +156,14 @@ pub async fn models(State(app): State<App>) -> Response {
             provider: offer.provider.clone(),
             context_length: offer.context_length,
             max_output_tokens: offer.max_output_tokens,
-            prompt_price: RawValue::from_string(prices.prompt.to_usd_per_million()).ok()?,
-            completion_price: RawValue::from_string(prices.completion.to_usd_per_million()).ok()?,
+            prompt_price: RawValue::from_string(prompt.to_usd_per_million()).ok()?,
+            completion_price: RawValue::from_string(completion.to_usd_per_million()).ok()?,
             pricing: Pricing {
-                prompt: prices.prompt.to_billed_usd_per_million(markup),
-                completion: prices.completion.to_billed_usd_per_million(markup),
+                prompt: prompt.to_billed_usd_per_million(markup),
+                completion: completion.to_billed_usd_per_million(markup),
             },
         })
     };
-    let data = app.config.catalog.iter().filter_map(row).collect();
+    let data = app.catalog.current().iter().filter_map(row).collect();
     json(StatusCode::OK, &ModelList { object: "list", data })
 }

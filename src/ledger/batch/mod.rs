@@ -158,6 +158,7 @@ struct End<'a> {
     charged: MicroUsdc,
     was_lost: bool,
     cost_pico: i64,
+    upstream_cost_pico: Option<i64>,
     prompt_tokens: i64,
     cached_tokens: i64,
     completion_tokens: i64,
@@ -290,9 +291,11 @@ impl<'a> Page<'a> {
             charged,
             was_lost,
             cost_pico: store::pico(ending.charge.cost)?,
-            prompt_tokens: store::count(ending.usage.prompt)?,
-            cached_tokens: store::count(ending.usage.cached)?,
-            completion_tokens: store::count(ending.usage.completion)?,
+            // What an upstream claims may be anything, and what is out of range is not worth keeping.
+            upstream_cost_pico: ending.upstream_cost.and_then(|cost| store::pico(cost).ok()),
+            prompt_tokens: store::count(ending.usage.prompt_tokens())?,
+            cached_tokens: store::count(ending.usage.cached_tokens())?,
+            completion_tokens: store::count(ending.usage.completion_tokens())?,
         };
         let used = if ending.outcome == Outcome::Released { None } else { Some(self.used_with(&end)?) };
         let out_of_range = || LedgerError::OutOfRange;

@@ -14,7 +14,7 @@ use crate::clock::Timestamp;
 use crate::db::{DbError, DbRow, DbTx, SetWise, Several, set_wise, those_in};
 use crate::id::Wallet;
 use crate::ledger::batch::{Account, Caps, KeptSpending, Name, Open, Operation, Page, Past};
-use crate::ledger::store::{NO_KEY, read_hold, terms_json};
+use crate::ledger::store::{NO_KEY, read_hold, terms_json, units_json};
 use crate::ledger::{Balance, HOLD_LOST, Outcome, Spending};
 use crate::money::{MicroUsdc, PicoUsd};
 
@@ -93,14 +93,14 @@ const INSERT_CHARGES: SetWise = set_wise!(
 const INSERT_RECEIPTS: SetWise = set_wise!(
     "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro,
                            cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
-                           terms, created_at_ms, ended_at_ms)
+                           usage_units, upstream_cost_pico, terms, created_at_ms, ended_at_ms)
      SELECT r.id, r.wallet, r.api_key_id, r.model, r.outcome, r.reason, r.hold_micro, r.charged_micro,
             r.cost_pico, r.prompt_tokens, r.cached_tokens, r.completion_tokens, r.usage_raw,
-            r.terms, r.created_at_ms, r.ended_at_ms FROM",
+            r.usage_units, r.upstream_cost_pico, r.terms, r.created_at_ms, r.ended_at_ms FROM",
     [
         id TEXT, wallet TEXT, api_key_id BIGINT, model TEXT, outcome TEXT, reason TEXT, hold_micro BIGINT,
         charged_micro BIGINT, cost_pico BIGINT, prompt_tokens BIGINT, cached_tokens BIGINT,
-        completion_tokens BIGINT, usage_raw TEXT, terms TEXT, created_at_ms BIGINT, ended_at_ms BIGINT
+        completion_tokens BIGINT, usage_raw TEXT, usage_units TEXT, upstream_cost_pico BIGINT, terms TEXT, created_at_ms BIGINT, ended_at_ms BIGINT
     ],
     ""
 );
@@ -396,6 +396,8 @@ fn receipts(page: &Page<'_>, now: i64) -> Result<List, DbError> {
         cached_tokens: i64,
         completion_tokens: i64,
         usage_raw: Option<&'a str>,
+        usage_units: Option<String>,
+        upstream_cost_pico: Option<i64>,
         terms: String,
         created_at_ms: i64,
         ended_at_ms: i64,
@@ -417,6 +419,8 @@ fn receipts(page: &Page<'_>, now: i64) -> Result<List, DbError> {
             cached_tokens: end.cached_tokens,
             completion_tokens: end.completion_tokens,
             usage_raw: ending.usage_raw.as_deref(),
+            usage_units: units_json(&ending.usage)?,
+            upstream_cost_pico: end.upstream_cost_pico,
             terms: terms_json(&hold.terms)?,
             created_at_ms: hold.created_at.millis(),
             ended_at_ms: now,
