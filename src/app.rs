@@ -12,7 +12,7 @@ use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
 use crate::limits::{EXCHANGE_EVERY, Exchange, Limits};
 use crate::metering::Metering;
 use crate::payments::{ChainHealth, Payments};
-use crate::pricing::LiveCatalog;
+use crate::pricing::{LiveCatalog, PriceVersion};
 use crate::providers::Providers;
 use crate::tasks::Tasks;
 
@@ -119,6 +119,20 @@ impl App {
         }));
         app.run_services();
         Ok(app)
+    }
+
+    /// Sells what another configuration lists, from the next request on, and says what its prices are called
+    /// by. All else of it is read at start: an offer needs a provider that there is.
+    pub fn reload(&self, config: &Config) -> Result<PriceVersion, String> {
+        let unknown = config.catalog.iter().find(|offer| self.config.provider(&offer.provider).is_none());
+        if let Some(offer) = unknown {
+            return Err(format!("{} needs provider {}, which needs a restart", offer.id, offer.provider));
+        }
+        if config.markup != self.config.markup {
+            tracing::warn!("another markup needs a restart; only the models are read again");
+        }
+        self.catalog.replace(config.catalog.clone());
+        Ok(config.catalog.version())
     }
 
     fn run_services(&self) {

@@ -571,13 +571,17 @@ async fn the_database_refuses_what_the_books_must_never_say() {
             ("a hold below zero", "UPDATE holds SET amount_micro = -1"),
             (
                 "a receipt above its hold",
-                "INSERT INTO receipts SELECT 'x', wallet, api_key_id, model, outcome, reason, hold_micro,
+                "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro, cost_pico,
+                     prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms, created_at_ms, ended_at_ms)
+                 SELECT 'x', wallet, api_key_id, model, outcome, reason, hold_micro,
                      hold_micro + 1, cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
                      terms, created_at_ms, ended_at_ms FROM receipts",
             ),
             (
                 "a release that charges",
-                "INSERT INTO receipts SELECT 'x', wallet, api_key_id, model, 'released', reason, hold_micro,
+                "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro, cost_pico,
+                     prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms, created_at_ms, ended_at_ms)
+                 SELECT 'x', wallet, api_key_id, model, 'released', reason, hold_micro,
                      1, cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
                      terms, created_at_ms, ended_at_ms FROM receipts",
             ),
