@@ -955,6 +955,7 @@ pub fn summary(config: &Config) -> String {
         .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
+    facts.insert("prices", format!("version {}", config.catalog.version()));
     for (name, value) in facts {
         let _ = writeln!(out, "{name:<13} {value}");
     }
@@ -975,7 +976,34 @@ pub fn summary(config: &Config) -> String {
             billed(prices.charged(Unit::CachedPrompt)),
             billed(prices.charged(Unit::Completion))
         );
+        for line in other_prices(prices, config.markup) {
+            let _ = writeln!(out, "    {line}");
+        }
     }
-    let _ = writeln!(out, "\nPrices are USD per million tokens as billed, markup included.");
+    let _ = writeln!(
+        out,
+        "\nPrices are USD as billed, markup included: of tokens and characters per million, of all else for one."
+    );
     out
+}
+
+/// What the three columns of a model's line do not say: other units, tiers, pictures.
+fn other_prices(prices: &Prices, markup: MarkupBps) -> Vec<String> {
+    let in_columns = [Unit::Prompt, Unit::CachedPrompt, Unit::Completion];
+    let list = |rates: &UnitPrices, but: &[Unit]| {
+        let rates = rates.iter().filter(|(unit, _)| !but.contains(unit));
+        let rates = rates.map(|(unit, price)| {
+            format!("{} {}", unit.config_key(), price.to_billed_usd_per(unit.per(), markup))
+        });
+        rates.collect::<Vec<_>>().join(", ")
+    };
+    let others = Some(list(prices.rates(), &in_columns)).filter(|text| !text.is_empty());
+    let tiers = prices.tiers().iter();
+    let tiers = tiers.map(|tier| format!("above {} prompt tokens: {}", tier.above, list(&tier.rates, &[])));
+    let images = prices.images().iter().map(|image| {
+        let word = |text: &Option<String>| text.clone().unwrap_or_else(|| "any".into());
+        let usd = image.price.to_billed_usd_per(Unit::Image.per(), markup);
+        format!("a picture of size {} and quality {}: {usd}", word(&image.size), word(&image.quality))
+    });
+    others.into_iter().chain(tiers).chain(images).collect()
 }

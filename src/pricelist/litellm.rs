@@ -275,6 +275,24 @@ mod tests {
     }
 
     #[test]
+    fn of_two_entries_the_one_that_names_its_provider_counts() {
+        let entry = |price: &str| {
+            format!(
+                r#"{{"litellm_provider":"p","mode":"embedding","max_tokens":10,"input_cost_per_token":{price}}}"#
+            )
+        };
+        for text in [
+            format!(r#"{{"m":{},"p/m":{}}}"#, entry("1e-6"), entry("2e-6")),
+            format!(r#"{{"p/m":{},"m":{}}}"#, entry("2e-6"), entry("1e-6")),
+        ] {
+            let list = read(&text);
+            assert_eq!(list.listings.len(), 1);
+            assert_eq!(list.listings[0].prices.charged(Unit::Prompt), UnitPrice::new(2_000_000));
+            assert_eq!(list.left_out.values().flatten().collect::<Vec<_>>(), ["m"]);
+        }
+    }
+
+    #[test]
     fn ranges_are_tiers_and_each_stands_for_itself() {
         let list = read(
             r#"{"q":{"litellm_provider":"p","mode":"chat","max_tokens":10,"tiered_pricing":[

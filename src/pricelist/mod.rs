@@ -13,7 +13,8 @@ mod render;
 pub use diff::{Difference, compare};
 pub use render::to_toml;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::formats::json::Object;
 use crate::money::{MoneyError, UnitPrice};
@@ -90,7 +91,8 @@ pub struct PriceList {
     pub not_mapped: BTreeMap<String, usize>,
     /// Models that are left out, by the reason.
     pub left_out: BTreeMap<String, Vec<String>>,
-    ids: HashSet<String>,
+    /// Where the listing of an id is, and what the list calls it.
+    ids: HashMap<String, (usize, String)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,10 +121,24 @@ impl PriceList {
         for key in &draft.not_mapped {
             *self.not_mapped.entry(key.clone()).or_default() += 1;
         }
-        match draft.finish() {
-            Ok(listing) if !self.ids.insert(listing.id()) => self.leave_out(model, "is there twice".into()),
-            Ok(listing) => self.listings.push(listing),
-            Err(why) => self.leave_out(model, why),
+        let listing = match draft.finish() {
+            Ok(listing) => listing,
+            Err(why) => return self.leave_out(model, why),
+        };
+        let next = self.listings.len();
+        match self.ids.entry(listing.id()) {
+            Entry::Vacant(place) => {
+                place.insert((next, model.to_owned()));
+                self.listings.push(listing);
+            }
+            // Of two the one that names its provider is meant where the provider is named.
+            Entry::Occupied(mut place) if model == place.key().as_str() => {
+                let (at, other) = place.get().clone();
+                place.insert((at, model.to_owned()));
+                self.listings[at] = listing;
+                self.leave_out(&other, TWICE.into());
+            }
+            Entry::Occupied(_) => self.leave_out(model, TWICE.into()),
         }
     }
 
@@ -130,6 +146,8 @@ impl PriceList {
         self.left_out.entry(why).or_default().push(model.to_owned());
     }
 }
+
+const TWICE: &str = "is there under another name";
 
 /// A model while it is being read.
 struct Draft {
