@@ -126,6 +126,14 @@ const EXPLAINED: &[(&str, Explains)] = &[
         let call = prices.charged(Unit::Call).times(1).unwrap();
         call > PicoUsd::ZERO && is_same(cost(prices, usage).checked_sub(call).unwrap(), row.usd)
     }),
+    ("Cached sound", |row, _, prices, usage| {
+        let sound = usage.count(Unit::CachedAudio);
+        let as_text = usage.with(Unit::CachedAudio, 0).with(Unit::CachedPrompt, usage.cached_tokens());
+        sound > 0
+            && prices.rates().listed(Unit::CachedAudio).is_none()
+            && prices.rates().listed(Unit::AudioIn).is_some()
+            && is_same(cost(prices, &as_text), row.usd)
+    }),
     ("Hours of the day", |row, entry, prices, usage| {
         let Some(off_peak) = entry.get("off_peak_pricing") else { return false };
         let keys = [
@@ -199,6 +207,12 @@ provider = "openai"
 context_length = 400000
 max_output_tokens = 1000
 price = { prompt = "1", cached_prompt = "0.1", cache_write = "1.25", cache_write_1h = "2", completion = "4", reasoning = "5", audio_in = "40", audio_out = "80", image_in = "1.5", per_call = "0.005", per_search = "0.01", tiers = [{ above = 200000, prompt = "2", completion = "6" }] }
+
+[[models]]
+id = "openai/singer"
+kind = "speech"
+provider = "openai"
+price = { per_million_characters = "15" }
 "#;
 
 /// A gateway that sells such a model, in front of an upstream that says what it is told to.
@@ -276,6 +290,17 @@ async fn what_has_no_price_is_refused_before_or_said_after() {
     let error = refused.error(400, "unsupported_parameter");
     assert!(error.to_string().contains("audio_in_tokens"), "{error}");
     assert!(upstream.received().is_empty(), "nothing is asked of the upstream");
+
+    let sung = ask_of("openai/singer", "Hello".into());
+    gateway.chat(&customer, &sung).await.error(400, "invalid_value");
+    let models = gateway.get("/v1/models").send().await.expect(200).json();
+    let models = models["data"].as_array().unwrap().clone();
+    let singer = models.iter().find(|model| model["id"] == "openai/singer").unwrap();
+    assert_eq!(
+        (&singer["kind"], &singer["pricing"]["per_unit"]),
+        (&json!("speech"), &json!({"characters": "0.000018"}))
+    );
+    assert!(models.iter().any(|model| model["id"] == MODEL && model.get("kind").is_none()));
 
     // Where it has a price it is run.
     let of_sound = json!({

@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use crate::formats::json::{Object, quote};
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
-use crate::pricing::{Dialect, Most, Offer, Reasoning, Reported, Unit, Units, Usage};
+use crate::pricing::{Dialect, ModelKind, Most, Offer, Reasoning, Reported, Unit, Units, Usage};
 
 /// Output tokens when the request names no limit.
 const DEFAULT_MAX_TOKENS: u64 = 1024;
@@ -202,6 +202,10 @@ impl<'a> ChatRequest<'a> {
 
     /// Checks the request against what is offered, and bounds what it can use.
     pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
+        if offer.kind != ModelKind::Chat {
+            let message = format!("{} is a model for {}, not for chat", offer.id, offer.kind.as_str());
+            return Err(bad_value("model", message));
+        }
         if offer.reasoning == Reasoning::Reject {
             for field in REASONING_FIELDS {
                 if self.object.get_non_null(field).is_some() {
@@ -681,7 +685,7 @@ impl StreamTap {
 mod tests {
     use super::*;
     use crate::money::UnitPrice;
-    use crate::pricing::{ModelKind, Prices};
+    use crate::pricing::Prices;
     use std::sync::Arc;
 
     fn offer() -> Offer {
@@ -792,6 +796,14 @@ mod tests {
         // Tools, schemas and members nobody knows become prompt as well.
         assert!(bound(&request(r#","unknown":"0123456789""#)).prompt >= bound(&request("")).prompt + 10);
         assert_eq!(bound(&request(r#","n":3,"max_tokens":5"#)).completion, 15);
+    }
+
+    #[test]
+    fn only_a_model_for_chat_chats() {
+        let body = request("");
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let error = request.bounds(&Offer { kind: ModelKind::Speech, ..offer() }).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), ("invalid_value", Some("model")));
     }
 
     #[test]

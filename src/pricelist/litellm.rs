@@ -31,14 +31,26 @@ pub fn read(list: &Object<'_>, into: &mut PriceList) {
         if key == "sample_spec" || key == "fallback_generalizations" {
             continue;
         }
-        match Object::parse(value.as_bytes()) {
-            Ok(entry) => match draft(key, &entry) {
-                Ok(draft) => into.take(key, draft),
-                Err(why) => into.leave_out(key, why),
-            },
-            Err(_) => into.leave_out(key, "is no object".into()),
+        let Ok(entry) = Object::parse(value.as_bytes()) else {
+            into.leave_out(key, "is no object".into());
+            continue;
+        };
+        // Another name for an entry has its prices.
+        let other =
+            string(&entry, "alias_of").and_then(|other| Object::parse(list.get(&other)?.as_bytes()).ok());
+        match draft(key, other.as_ref().unwrap_or(&entry)) {
+            Ok(draft) => into.take(key, draft),
+            Err(why) => into.leave_out(key, why),
         }
     }
+}
+
+/// Whether a name has the size of a picture in it, as `hd/1024-x-1024/dall-e-3`: no provider knows such a model.
+fn has_size(name: &str) -> bool {
+    name.split('/').any(|part| {
+        let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        part.split_once("-x-").is_some_and(|(width, height)| is_number(width) && is_number(height))
+    })
 }
 
 fn draft(key: &str, entry: &Object<'_>) -> Result<Draft, String> {
@@ -52,6 +64,9 @@ fn draft(key: &str, entry: &Object<'_>) -> Result<Draft, String> {
         Some(other) => return Err(format!("is for {other}")),
         None => return Err("does not say what it is for".into()),
     };
+    if has_size(key) {
+        return Err("is a size of a picture".into());
+    }
     let provider = string(entry, "litellm_provider").unwrap_or_default();
     let name = key.strip_prefix(&format!("{provider}/")).unwrap_or(key);
     let limit = |key| tokens(entry, key).unwrap_or(0);
@@ -272,6 +287,24 @@ mod tests {
             ]
         );
         assert_eq!(list.not_mapped.get("input_dbu_cost_per_token"), Some(&1));
+    }
+
+    #[test]
+    fn another_name_has_the_same_prices_and_a_size_is_no_model() {
+        let list = read(
+            r#"{"p/latest":{"alias_of":"p/m-7"},"p/lost":{"alias_of":"p/m-8"},
+              "p/m-7":{"litellm_provider":"p","mode":"embedding","max_tokens":10,"input_cost_per_token":1e-6},
+              "hd/1024-x-1024/dall-e-3":{"litellm_provider":"p","mode":"image_generation","input_cost_per_image":0.08}}"#,
+        );
+        let ids: Vec<_> = list.listings.iter().map(|listing| listing.id()).collect();
+        assert_eq!(ids, ["p/latest", "p/m-7"]);
+        assert_eq!(list.listings[0].prices, list.listings[1].prices);
+        let left_out: Vec<_> =
+            list.left_out.iter().map(|(why, models)| format!("{}: {why}", models.join(","))).collect();
+        assert_eq!(
+            left_out,
+            ["p/lost: does not say what it is for", "hd/1024-x-1024/dall-e-3: is a size of a picture"]
+        );
     }
 
     #[test]

@@ -102,6 +102,12 @@ impl Terms {
         MarkupBps::new(self.markup_bps)
     }
 
+    /// The terms of a request for pictures of this size and quality: see [`Prices::for_image`]. Called again with
+    /// what the answer says that they are, it has their very price.
+    pub fn for_image(&self, size: Option<&str>, quality: Option<&str>) -> Option<Self> {
+        Some(Self { prices: Arc::new(self.prices.for_image(size, quality)?), ..self.clone() })
+    }
+
     /// What `usage` costs at these prices. `None` only where the sum leaves 128 bits.
     pub fn cost(&self, usage: &Usage) -> Option<PicoUsd> {
         let rates = self.prices.at(usage.prompt_tokens());
@@ -306,8 +312,8 @@ mod tests {
         let prices = Prices::new(UnitPrices::default(), Vec::new(), images);
         let one = Usage::NONE.with(Unit::Image, 1);
         let cost = |size, quality| {
-            let prices = prices.for_image(size, quality)?;
-            Some(with_prices(prices).cost(&one).unwrap().get())
+            let terms = with_prices(prices.clone()).for_image(size, quality)?;
+            Some(terms.cost(&one).unwrap().get())
         };
         assert_eq!(cost(Some("s"), Some("high")), Some(3));
         assert_eq!(cost(Some("s"), Some("auto")), Some(3), "what is not said is the dearest it can be");

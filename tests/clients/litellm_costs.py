@@ -46,6 +46,7 @@ CHAT = [
     openai(200_001, 700, {"cached_tokens": 50_000, "cache_write_tokens": 7}, {"reasoning_tokens": 300}),
     openai(600_000, 2000, {"cached_tokens": 300_000}),
     openai(1000, 300, {"audio_tokens": 400}, {"audio_tokens": 120}),
+    openai(1000, 10, {"audio_tokens": 400, "cached_tokens": 500, "cached_tokens_details": {"audio_tokens": 300}}),
     openai(1500, 10, {"image_tokens": 900}),
     (
         "anthropic",
