@@ -145,8 +145,8 @@ struct Pricing {
     prompt: String,
     completion: String,
     /// Of models that do not chat: USD as billed for one of each unit that they are paid by.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    per_unit: BTreeMap<&'static str, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_unit: Option<BTreeMap<&'static str, String>>,
 }
 
 pub async fn models(State(app): State<App>) -> Response {
@@ -173,7 +173,7 @@ pub async fn models(State(app): State<App>) -> Response {
             pricing: Pricing {
                 prompt: prompt.to_billed_usd_per_million(markup),
                 completion: completion.to_billed_usd_per_million(markup),
-                per_unit: if is_chat { BTreeMap::new() } else { rates.collect() },
+                per_unit: (!is_chat).then(|| rates.collect()),
             },
             kind: (!is_chat).then_some(offer.kind.as_str()),
         })
