@@ -235,10 +235,18 @@ async fn run_one(ledger: &Ledger, wallet: Wallet, api_key_id: Option<i64>) -> bo
     if ledger.hold(&hold).await.is_err() {
         return false;
     }
-    let usage = Usage { prompt: 200, completion: 100, ..Usage::default() };
+    let usage = Usage::tokens(200, 100);
     let charge = hold.terms.charge(&usage, hold.amount).unwrap();
     let usage_raw = Some(r#"{"prompt_tokens":200,"completion_tokens":100,"total_tokens":300}"#.to_owned());
-    let ending = Ending { hold, outcome: Outcome::Settled, reason: None, usage, usage_raw, charge };
+    let ending = Ending {
+        hold,
+        outcome: Outcome::Settled,
+        reason: None,
+        usage,
+        usage_raw,
+        upstream_cost: None,
+        charge,
+    };
     ledger.end(&ending).await.is_ok()
 }
 

@@ -12,6 +12,7 @@ use crate::ledger::{LEASE_RENEWAL, Ledger, LedgerError};
 use crate::limits::{EXCHANGE_EVERY, Exchange, Limits};
 use crate::metering::Metering;
 use crate::payments::{ChainHealth, Payments};
+use crate::pricing::{LiveCatalog, PriceVersion};
 use crate::providers::Providers;
 use crate::tasks::Tasks;
 
@@ -51,6 +52,8 @@ pub struct Parts {
     pub kept: KeptAnswers,
     pub metering: Metering,
     pub limits: Limits,
+    /// What is for sale now. `config.catalog` is what it began with.
+    pub catalog: LiveCatalog,
 }
 
 impl std::ops::Deref for App {
@@ -95,7 +98,10 @@ impl App {
         let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, chain, nonces.clone());
         let sessions = Sessions::new(db.clone(), clock.clone(), entropy.clone(), signing, &config);
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
+        let catalog = LiveCatalog::new(config.catalog.clone());
+        tracing::info!(prices = %config.catalog.version(), "the catalogue is served");
         let app = Self(Arc::new(Parts {
+            catalog,
             config,
             clock,
             entropy,
@@ -113,6 +119,20 @@ impl App {
         }));
         app.run_services();
         Ok(app)
+    }
+
+    /// Sells what another configuration lists, from the next request on, and says what its prices are called
+    /// by. All else of it is read at start: an offer needs a provider that there is.
+    pub fn reload(&self, config: &Config) -> Result<PriceVersion, String> {
+        let unknown = config.catalog.iter().find(|offer| self.config.provider(&offer.provider).is_none());
+        if let Some(offer) = unknown {
+            return Err(format!("{} needs provider {}, which needs a restart", offer.id, offer.provider));
+        }
+        if config.markup != self.config.markup {
+            tracing::warn!("another markup needs a restart; only the models are read again");
+        }
+        self.catalog.replace(config.catalog.clone());
+        Ok(config.catalog.version())
     }
 
     fn run_services(&self) {

@@ -6,16 +6,18 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
 use secrecy::SecretString;
 use serde::Deserialize;
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
 use crate::id::Wallet;
 use crate::limits::{Network, Rates};
 use crate::money::{MarkupBps, MicroUsdc, MoneyError, UnitPrice};
-use crate::pricing::{Catalog, Offer, Prices, Reasoning};
+use crate::pricing::{Catalog, ImagePrice, ModelKind, Offer, Prices, Reasoning, Tier, Unit, UnitPrices};
 
 /// Where the configuration is looked for when no path is given.
 pub const DEFAULT_PATH: &str = "farebox.toml";
@@ -367,9 +369,13 @@ fn one_minute() -> u32 {
 #[serde(deny_unknown_fields)]
 struct FileModel {
     id: String,
+    #[serde(default)]
+    kind: ModelKind,
     provider: String,
     upstream_model: Option<String>,
+    #[serde(default)]
     context_length: u64,
+    #[serde(default)]
     max_output_tokens: u64,
     #[serde(default = "max_tokens")]
     max_tokens_field: String,
@@ -388,12 +394,132 @@ fn reject() -> Reasoning {
     Reasoning::Reject
 }
 
+/// Prices in USD, each under the `config_key` of its [`Unit`]: of tokens and characters per million, of all else
+/// for one.
+#[derive(Default)]
+struct FilePrice {
+    rates: Vec<(Unit, String)>,
+    images: Option<FileImages>,
+    tiers: Vec<FilePrice>,
+    /// Of a tier: for prompts of more tokens than this.
+    above: Option<u64>,
+}
+
+/// One price for all pictures, or one for each size and quality.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum FileImages {
+    Each(String),
+    List(Vec<FileImage>),
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct FilePrice {
-    prompt: String,
-    completion: String,
-    cached_prompt: Option<String>,
+struct FileImage {
+    size: Option<String>,
+    quality: Option<String>,
+    usd: String,
+}
+
+impl<'de> Deserialize<'de> for FilePrice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = FilePrice;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a table of prices")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<FilePrice, A::Error> {
+                let mut price = FilePrice::default();
+                while let Some(key) = map.next_key::<String>()? {
+                    match Unit::all().find(|unit| unit.config_key() == key) {
+                        Some(Unit::Image) => price.images = Some(map.next_value()?),
+                        Some(unit) => price.rates.push((unit, map.next_value()?)),
+                        None if key == "tiers" => price.tiers = map.next_value()?,
+                        None if key == "above" => price.above = Some(map.next_value()?),
+                        None => return Err(A::Error::custom(unknown_price(&key))),
+                    }
+                }
+                Ok(price)
+            }
+        }
+
+        deserializer.deserialize_map(Keys)
+    }
+}
+
+fn unknown_price(key: &str) -> String {
+    let known: Vec<_> = Unit::all().map(Unit::config_key).collect();
+    format!("unknown field `{key}` among prices, expected one of {}, tiers", known.join(", "))
+}
+
+impl FilePrice {
+    fn check(self, place: &dyn Fn(&str) -> String, kind: ModelKind) -> Result<Prices, ConfigError> {
+        if self.above.is_some() {
+            return Err(invalid(
+                place("price.above"),
+                "belongs into a tier: tiers = [{ above = 200000, … }]",
+            ));
+        }
+        let at = |key: &str| place(&format!("price.{key}"));
+        let (rates, images) = check_rates(self.rates, self.images, &at)?;
+        let mut tiers: Vec<Tier> = Vec::new();
+        for tier in self.tiers {
+            let above = tier.above.ok_or_else(|| invalid(at("tiers"), "need above = a number of tokens"))?;
+            let at = |key: &str| at(&format!("tiers (above {above}).{key}"));
+            if tiers.iter().any(|other| other.above == above) {
+                return Err(invalid(at("above"), "is there twice"));
+            }
+            if tier.images.is_some() || !tier.tiers.is_empty() || tier.rates.is_empty() {
+                return Err(invalid(at("price"), "must be prices of tokens, seconds, calls or the like"));
+            }
+            let (rates, _) = check_rates(tier.rates, None, &at)?;
+            tiers.push(Tier { above, rates });
+        }
+        let prices = Prices::new(rates, tiers, images);
+        if let Some(missing) = prices.missing_for(kind) {
+            let keys: Vec<_> = missing.iter().map(|unit| unit.config_key()).collect();
+            let problem = format!("needs {}, by which a {} model is paid", keys.join(" or "), kind.as_str());
+            return Err(invalid(place("price"), problem));
+        }
+        Ok(prices)
+    }
+}
+
+fn check_rates(
+    texts: Vec<(Unit, String)>,
+    images: Option<FileImages>,
+    place: &dyn Fn(&str) -> String,
+) -> Result<(UnitPrices, Vec<ImagePrice>), ConfigError> {
+    let mut rates = UnitPrices::default();
+    for (unit, text) in texts {
+        rates = rates.with(unit, parse_price(unit, &text, place)?);
+    }
+    let mut list = Vec::new();
+    match images {
+        None => {}
+        Some(FileImages::Each(usd)) => {
+            rates = rates.with(Unit::Image, parse_price(Unit::Image, &usd, place)?);
+        }
+        Some(FileImages::List(images)) => {
+            for FileImage { size, quality, usd } in images {
+                list.push(ImagePrice { size, quality, price: parse_price(Unit::Image, &usd, place)? });
+            }
+        }
+    }
+    Ok((rates, list))
+}
+
+/// A price of a unit: USD for as many of it as prices are written for.
+fn parse_price(unit: Unit, text: &str, place: &dyn Fn(&str) -> String) -> Result<UnitPrice, ConfigError> {
+    // As amounts are written everywhere else here, without an exponent.
+    let is_plain = !text.contains(['e', 'E']);
+    let price =
+        if is_plain { UnitPrice::parse_usd_per(unit.per(), text) } else { Err(MoneyError::NotADecimal) };
+    price.map_err(|e| invalid(place(unit.config_key()), usd_problem(text, e)))
 }
 
 impl File {
@@ -637,28 +763,21 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
         if !providers.iter().any(|provider| provider.name == file.provider) {
             return Err(invalid(place("provider"), format!("{:?} is not configured", file.provider)));
         }
-        if file.context_length == 0 || file.max_output_tokens == 0 {
-            return Err(invalid(place("context_length"), "and max_output_tokens must be above 0"));
+        if file.context_length == 0 && matches!(file.kind, ModelKind::Chat | ModelKind::Embedding) {
+            return Err(invalid(place("context_length"), "must be above 0"));
+        }
+        if file.max_output_tokens == 0 && file.kind == ModelKind::Chat {
+            return Err(invalid(place("max_output_tokens"), "must be above 0"));
         }
         if file.context_length > MAX_CONTEXT || file.max_output_tokens > MAX_CONTEXT {
             return Err(invalid(place("context_length"), "or max_output_tokens is out of range"));
         }
-        let price = |key: &str, text: &str| {
-            UnitPrice::parse_usd_per_million(text)
-                .map_err(|e| invalid(place(&format!("price.{key}")), usd_problem(text, e)))
-        };
-        let prompt = price("prompt", &file.price.prompt)?;
-        let prices = Prices {
-            prompt,
-            cached_prompt: match &file.price.cached_prompt {
-                Some(text) => price("cached_prompt", text)?,
-                None => prompt,
-            },
-            completion: price("completion", &file.price.completion)?,
-        };
+        let prices = file.price.check(&place, file.kind)?;
         offers.push(Offer {
             upstream_model: file.upstream_model.clone().unwrap_or(name),
-            prices,
+            kind: file.kind,
+            prices: Arc::new(prices),
+            price_version: None,
             provider: file.provider,
             context_length: file.context_length,
             max_output_tokens: file.max_output_tokens,
@@ -836,6 +955,7 @@ pub fn summary(config: &Config) -> String {
         .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
+    facts.insert("prices", format!("version {}", config.catalog.version()));
     for (name, value) in facts {
         let _ = writeln!(out, "{name:<13} {value}");
     }
@@ -852,11 +972,38 @@ pub fn summary(config: &Config) -> String {
             "{:<40} {:<14} {:>12} {:>12} {:>12}",
             offer.id,
             offer.provider,
-            billed(prices.prompt),
-            billed(prices.cached_prompt),
-            billed(prices.completion)
+            billed(prices.charged(Unit::Prompt)),
+            billed(prices.charged(Unit::CachedPrompt)),
+            billed(prices.charged(Unit::Completion))
         );
+        for line in other_prices(prices, config.markup) {
+            let _ = writeln!(out, "    {line}");
+        }
     }
-    let _ = writeln!(out, "\nPrices are USD per million tokens as billed, markup included.");
+    let _ = writeln!(
+        out,
+        "\nPrices are USD as billed, markup included: of tokens and characters per million, of all else for one."
+    );
     out
+}
+
+/// What the three columns of a model's line do not say: other units, tiers, pictures.
+fn other_prices(prices: &Prices, markup: MarkupBps) -> Vec<String> {
+    let in_columns = [Unit::Prompt, Unit::CachedPrompt, Unit::Completion];
+    let list = |rates: &UnitPrices, but: &[Unit]| {
+        let rates = rates.iter().filter(|(unit, _)| !but.contains(unit));
+        let rates = rates.map(|(unit, price)| {
+            format!("{} {}", unit.config_key(), price.to_billed_usd_per(unit.per(), markup))
+        });
+        rates.collect::<Vec<_>>().join(", ")
+    };
+    let others = Some(list(prices.rates(), &in_columns)).filter(|text| !text.is_empty());
+    let tiers = prices.tiers().iter();
+    let tiers = tiers.map(|tier| format!("above {} prompt tokens: {}", tier.above, list(&tier.rates, &[])));
+    let images = prices.images().iter().map(|image| {
+        let word = |text: &Option<String>| text.clone().unwrap_or_else(|| "any".into());
+        let usd = image.price.to_billed_usd_per(Unit::Image.per(), markup);
+        format!("a picture of size {} and quality {}: {usd}", word(&image.size), word(&image.quality))
+    });
+    others.into_iter().chain(tiers).chain(images).collect()
 }

@@ -638,6 +638,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
         (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
         (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
+        (20, "usage units", include_str!("../migrations/0020_usage_units.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

@@ -20,6 +20,7 @@ pub mod limits;
 pub mod metering;
 pub mod money;
 pub mod payments;
+pub mod pricelist;
 pub mod pricing;
 pub mod providers;
 pub mod tasks;

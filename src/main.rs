@@ -1,5 +1,6 @@
 //! The `farebox` program: reads the command line, starts, stops.
 
+mod catalogue;
 mod operate;
 
 use std::io::Write as _;
@@ -43,6 +44,9 @@ enum Command {
     CheckConfig,
     /// Recompute every invariant of the books and compare them with the chain. Exits 1 on drift.
     Audit,
+    /// Read public price lists: print their models for the configuration, or compare prices with them.
+    #[command(subcommand)]
+    Catalog(catalogue::CatalogCommand),
     /// Look at the payments journal, or have a payment that ended looked at again.
     #[command(subcommand)]
     Payments(operate::PaymentsCommand),
@@ -71,6 +75,7 @@ async fn main() -> ExitCode {
         Command::Init => init(&cli.config),
         Command::CheckConfig => check_config(&cli.config),
         Command::Audit => run_audit(&cli.config).await,
+        Command::Catalog(command) => catalogue::run(&cli.config, command).await,
         Command::Payments(command) => operate::payments(&cli.config, command).await,
         Command::Wallet(command) => operate::wallet(&cli.config, command).await,
     };
@@ -94,6 +99,7 @@ async fn serve(path: &Path) -> Result<(), Failure> {
     // Signals are caught from the first moment, also while the database is being opened.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     let listener = listen(&config.listen).await?;
     let metrics_listener = match config.metrics_listen.as_str() {
         "" => None,
@@ -108,13 +114,27 @@ async fn serve(path: &Path) -> Result<(), Failure> {
     app.tasks.spawn_service(http::serve(listener, http::router(app.clone()), app.tasks.clone()));
     println!("farebox listens on http://{address}");
     std::io::stdout().flush()?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => reload(path, &app),
+        }
     }
     tracing::info!("stopping: requests and settlements under way are finished first");
     app.shut_down(SHUTDOWN_GRACE).await;
     Ok(())
+}
+
+/// Serves the models that the configuration lists now. Whatever is wrong with it, what is served stays.
+fn reload(path: &Path, app: &App) {
+    let done = load(path).map_err(|e| e.to_string()).and_then(|config| app.reload(&config));
+    metrics::counter!("farebox_reloads_total", "outcome" => if done.is_ok() { "ok" } else { "refused" })
+        .increment(1);
+    match done {
+        Ok(version) => tracing::info!(prices = %version, "the models are read again"),
+        Err(why) => tracing::error!(why, "the models are not read again; those of before are served"),
+    }
 }
 
 async fn listen(address: &str) -> Result<TcpListener, Failure> {

@@ -24,7 +24,7 @@ use crate::id::Wallet;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use crate::limits::{LimitError, Limits, Place};
 use crate::money::{MarkupBps, MicroUsdc};
-use crate::pricing::{self, Charge, Offer, Quote, Reasoning, Terms, Usage};
+use crate::pricing::{self, Charge, Offer, Quote, Reasoning, Reported, Terms, Usage};
 use crate::providers::{AnswerStream, OpenAi, Providers, UpstreamError};
 use crate::tasks::Tasks;
 
@@ -141,7 +141,7 @@ impl Metering {
     /// Prices a request by its bounds, at today's prices.
     pub fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
         let terms = offer.terms(self.0.markup);
-        let quote = pricing::quote(&terms, bounds.prompt, bounds.completion);
+        let quote = pricing::quote(&terms, bounds.most());
         let quote = quote.ok_or(MeteringError::Unpriceable)?;
         // Of a model that may be asked to reason, nobody can tell how much it did.
         let may_reason_unseen = offer.reasoning != Reasoning::Reject;
@@ -302,7 +302,8 @@ impl Metering {
         if let (true, Some(sent)) = (is_whole, &sent) {
             open.keep(Kind::Stream, sent).await;
         }
-        let nothing_came = !tap.delivered_anything() && tap.usage().is_none_or(|usage| usage.completion == 0);
+        let nothing_came =
+            !tap.delivered_anything() && tap.usage().is_none_or(|usage| usage.completion_tokens() == 0);
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await
         } else {
@@ -374,7 +375,7 @@ async fn answer_whole(
         return Err(UpstreamError::Nonsense.into());
     };
     let delivered = Delivered {
-        usage: answer.usage_raw().and_then(Usage::from_openai),
+        usage: answer.usage(),
         usage_raw: answer.usage_raw().map(str::to_owned),
         estimated_completion: answer.estimated_completion(),
         is_whole: true,
@@ -608,10 +609,12 @@ impl OpenHold {
         let (outcome, usage) = match delivered.usage {
             Some(usage) if delivered.is_whole => (Outcome::Settled, usage),
             // A report from before the end knows the prompt, and may not know all of the output.
-            Some(usage) if usage.prompt > 0 => {
-                (Outcome::Estimated, usage.max(Usage { completion: estimate.completion, ..usage }))
+            Some(usage) if usage.prompt_tokens() > 0 => {
+                (Outcome::Estimated, usage.at_least(0, estimate.completion_tokens()))
             }
-            Some(usage) => (Outcome::Estimated, usage.max(estimate)),
+            Some(usage) => {
+                (Outcome::Estimated, usage.at_least(estimate.prompt_tokens(), estimate.completion_tokens()))
+            }
             None => (Outcome::Estimated, estimate),
         };
         let unseen = self.may_reason_unseen && delivered.is_whole && outcome == Outcome::Estimated;
@@ -619,8 +622,16 @@ impl OpenHold {
             Some(charge) if unseen => Charge { charged: hold.amount, ..charge },
             Some(charge) => charge,
             // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
-            None => Charge { cost: Default::default(), charged: hold.amount, above_hold: MicroUsdc::ZERO },
+            None => Charge { charged: hold.amount, ..Charge::default() },
         };
+        if !charge.unpriced.is_empty() {
+            tracing::error!(
+                request = %hold.id, model = %hold.terms.model, units = %charge.unpriced,
+                "a request used what has no price; it is charged for the rest"
+            );
+            metrics::counter!("farebox_unpriced_requests_total", "model" => hold.terms.model.clone())
+                .increment(1);
+        }
         if charge.above_hold > MicroUsdc::ZERO {
             tracing::error!(
                 request = %hold.id, model = %hold.terms.model, above_hold_micro = charge.above_hold.get(),
@@ -630,12 +641,13 @@ impl OpenHold {
                 .increment(u64::try_from(charge.above_hold.get()).unwrap_or_default());
         }
         let usage_raw = delivered.usage_raw;
+        let upstream_cost = usage_raw.as_deref().and_then(Reported::cost_in);
         let reason = match (reason, outcome) {
             (Some(reason), _) => Some(reason.to_owned()),
             (None, Outcome::Estimated) => Some("usage_missing".to_owned()),
             (None, _) => None,
         };
-        self.book(Ending { hold, outcome, reason, usage, usage_raw, charge }, when_late).await
+        self.book(Ending { hold, outcome, reason, usage, usage_raw, upstream_cost, charge }, when_late).await
     }
 
     /// Ends the hold without a charge.
@@ -646,11 +658,7 @@ impl OpenHold {
 
     /// The whole prompt and what was delivered, within the bounds.
     fn estimate(&self, completion: u64) -> Usage {
-        Usage {
-            prompt: self.bounds.estimated_prompt,
-            completion: completion.min(self.bounds.completion),
-            ..Usage::default()
-        }
+        Usage::tokens(self.bounds.estimated_prompt, completion.min(self.bounds.completion))
     }
 
     /// Writes an end into the books, again and again while the database is away.
@@ -739,13 +747,13 @@ fn count_end(ending: &Ending, ended: &Ended) {
             let counters = of_model.entry(outcome).or_insert_with(|| EndCounters::new(model, outcome));
             counters.ended.increment(1);
             counters.charged_micro.increment(u64::try_from(ended.charged.get()).unwrap_or_default());
-            counters.prompt_tokens.increment(ending.usage.prompt);
-            counters.completion_tokens.increment(ending.usage.completion);
+            counters.prompt_tokens.increment(ending.usage.prompt_tokens());
+            counters.completion_tokens.increment(ending.usage.completion_tokens());
         }
     }
     tracing::info!(
         request = %hold.id, wallet = %hold.wallet, %model, outcome = outcome.as_str(), reason = ending.reason,
-        prompt = ending.usage.prompt, completion = ending.usage.completion,
+        prompt = ending.usage.prompt_tokens(), completion = ending.usage.completion_tokens(),
         charged_micro = ended.charged.get(), "hold ended"
     );
 }

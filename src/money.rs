@@ -13,7 +13,7 @@ pub struct MicroUsdc(i64);
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct PicoUsd(i128);
 
-/// Pico-USD per unit (a token). A list price of "0.15" USD per million tokens is 150,000.
+/// Pico-USD per unit, such as a token. A list price of "0.15" USD per million tokens is 150,000.
 #[derive(Copy, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Debug)]
 pub struct UnitPrice(i64);
 
@@ -34,6 +34,8 @@ pub enum MoneyError {
     NotADecimal,
     #[error("more than 6 decimals")]
     TooPrecise,
+    #[error("finer than a millionth of a millionth of a USD")]
+    FinerThanPico,
     #[error("out of range")]
     OutOfRange,
 }
@@ -115,6 +117,13 @@ impl PicoUsd {
         decimal(self.0, 12)
     }
 
+    /// Parses an amount of USD as a JSON number is written, `4.2e-05` too, rounded up to whole pico-USD:
+    /// for what others report, at whatever precision.
+    pub fn parse_usd_rounded_up(text: &str) -> Result<Self, MoneyError> {
+        let (pico, has_rest) = parse_decimal(text, 12)?;
+        Ok(Self(pico + i128::from(has_rest && pico >= 0)))
+    }
+
     /// As USD rounded half away from zero to six decimals, for figures that are only shown.
     pub fn to_usd_rounded(self) -> String {
         let half = if self.0 < 0 { -PICO_PER_MICRO / 2 } else { PICO_PER_MICRO / 2 };
@@ -137,6 +146,32 @@ impl UnitPrice {
     pub fn parse_usd_per_million(text: &str) -> Result<Self, MoneyError> {
         let pico = parse_scaled_6(text)?;
         if pico < 0 { Err(MoneyError::OutOfRange) } else { Ok(Self(pico)) }
+    }
+
+    /// Parses USD per unit as a JSON number is written, `1.5e-07` too, exactly: never through a float.
+    pub fn parse_usd(text: &str) -> Result<Self, MoneyError> {
+        Self::parse_usd_per(1, text)
+    }
+
+    /// The same of USD per so many units, as a price per second is per thousand milliseconds. What is no
+    /// whole number of pico-USD for one is refused.
+    pub fn parse_usd_per(units: u32, text: &str) -> Result<Self, MoneyError> {
+        let (pico, has_rest) = parse_decimal(text, 12)?;
+        if has_rest || units == 0 || pico % i128::from(units) != 0 {
+            return Err(MoneyError::FinerThanPico);
+        }
+        let each = i64::try_from(pico / i128::from(units)).map_err(|_| MoneyError::OutOfRange)?;
+        if each < 0 { Err(MoneyError::OutOfRange) } else { Ok(Self(each)) }
+    }
+
+    /// USD per so many units, at cost, exactly.
+    pub fn to_usd_per(self, units: u32) -> String {
+        decimal(i128::from(self.0) * i128::from(units), 12)
+    }
+
+    /// The same as billed; exact, as markup is in hundredths of a percent.
+    pub fn to_billed_usd_per(self, units: u32, markup: MarkupBps) -> String {
+        decimal(i128::from(self.0) * i128::from(units) * (BPS + i128::from(markup.0)), 16)
     }
 
     pub fn times(self, units: u64) -> Option<PicoUsd> {
@@ -197,6 +232,66 @@ fn parse_scaled_6(text: &str) -> Result<i64, MoneyError> {
     i64::try_from(if negative { -value } else { value }).map_err(|_| MoneyError::OutOfRange)
 }
 
+/// `[-]digits[.digits][e[+|-]digits]`, as JSON writes numbers, scaled by 10^`places`; and whether there was more
+/// to it than that.
+pub fn parse_decimal(text: &str, places: i64) -> Result<(i128, bool), MoneyError> {
+    let (negative, text) = match text.strip_prefix('-') {
+        Some(rest) => (true, rest),
+        None => (false, text),
+    };
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, parse_exponent(exponent)?),
+        None => (text, 0),
+    };
+    let (whole, fraction) = match mantissa.split_once('.') {
+        Some((_, "")) => return Err(MoneyError::NotADecimal),
+        Some((whole, fraction)) => (whole, fraction),
+        None => (mantissa, ""),
+    };
+    let all_digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || !all_digits(whole) || !all_digits(fraction) {
+        return Err(MoneyError::NotADecimal);
+    }
+    let digits = format!("{whole}{fraction}");
+    let fraction = i64::try_from(fraction.len()).map_err(|_| MoneyError::OutOfRange)?;
+    // The decimal point stands `shift` digits behind the last one.
+    let shift = exponent.checked_sub(fraction).and_then(|shift| shift.checked_add(places));
+    let shift = shift.ok_or(MoneyError::OutOfRange)?;
+    let digits = digits.trim_start_matches('0');
+    if digits.is_empty() {
+        return Ok((0, false));
+    }
+    let length = i64::try_from(digits.len()).map_err(|_| MoneyError::OutOfRange)?;
+    if length.saturating_add(shift) > MAX_DIGITS {
+        return Err(MoneyError::OutOfRange);
+    }
+    let (kept, rest) = match usize::try_from(shift) {
+        Ok(zeros) => (format!("{digits}{}", "0".repeat(zeros)), ""),
+        Err(_) => {
+            let at = usize::try_from(length.saturating_add(shift)).unwrap_or(0);
+            (digits[..at].to_owned(), &digits[at..])
+        }
+    };
+    let value = if kept.is_empty() { 0 } else { kept.parse().map_err(|_| MoneyError::OutOfRange)? };
+    Ok((if negative { -value } else { value }, rest.bytes().any(|digit| digit != b'0')))
+}
+
+/// Fits 128 bits with room for every product that is made of it.
+const MAX_DIGITS: i64 = 30;
+
+fn parse_exponent(text: &str) -> Result<i64, MoneyError> {
+    let (negative, digits) = match text.as_bytes().first() {
+        Some(b'-') => (true, &text[1..]),
+        Some(b'+') => (false, &text[1..]),
+        _ => (false, text),
+    };
+    if digits.is_empty() || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(MoneyError::NotADecimal);
+    }
+    let value: i64 = digits.parse().map_err(|_| MoneyError::OutOfRange)?;
+    Ok(if negative { -value } else { value })
+}
+
 fn decimal_6(scaled: i128) -> String {
     decimal(scaled, 6)
 }
@@ -247,7 +342,39 @@ mod tests {
         assert_eq!(price.to_billed_usd_per_million(MarkupBps::new(1)), "0.150015");
     }
 
+    #[test]
+    fn numbers_of_price_lists_are_read_exactly_or_refused() {
+        let price = |text| UnitPrice::parse_usd(text).map(UnitPrice::get);
+        assert_eq!(price("1.5e-07"), Ok(150_000));
+        assert_eq!(price("0.00000015"), Ok(150_000));
+        assert_eq!(price("15E-8"), Ok(150_000));
+        assert_eq!(price("2e+0"), Ok(2_000_000_000_000));
+        assert_eq!(price("0.0"), Ok(0));
+        assert_eq!(price("0e999999"), Ok(0));
+        assert_eq!(price("1.10e-12"), Err(MoneyError::FinerThanPico));
+        assert_eq!(price("1.0000000000e-12"), Ok(1));
+        assert_eq!(price("1e-13"), Err(MoneyError::FinerThanPico));
+        assert_eq!(price("-1e-7"), Err(MoneyError::OutOfRange));
+        assert_eq!(price("1e400"), Err(MoneyError::OutOfRange));
+        assert_eq!(price("1e99999999999999999999"), Err(MoneyError::OutOfRange));
+        for bad in ["", "-", "e5", "1e", "1e+", ".5", "5.", "NaN", "Infinity", "1_0", " 1", "1e1.5", "0x1"] {
+            assert_eq!(price(bad), Err(MoneyError::NotADecimal), "{bad:?}");
+        }
+        let per_second = |text| UnitPrice::parse_usd_per(1000, text).map(UnitPrice::get);
+        assert_eq!(per_second("0.0001"), Ok(100_000));
+        assert_eq!(per_second("0.0000000001"), Err(MoneyError::FinerThanPico));
+        assert_eq!(UnitPrice::new(100_000).to_usd_per(1000), "0.0001");
+        assert_eq!(UnitPrice::new(40_000_000_000).to_billed_usd_per(1, MarkupBps::new(2000)), "0.048");
+        assert_eq!(PicoUsd::parse_usd_rounded_up("1.23456789012345e-4"), Ok(PicoUsd::new(123_456_790)));
+        assert_eq!(PicoUsd::parse_usd_rounded_up("0.95"), Ok(PicoUsd::new(950_000_000_000)));
+    }
+
     proptest! {
+        #[test]
+        fn prices_round_trip(pico in 0i64..i64::MAX) {
+            prop_assert_eq!(UnitPrice::parse_usd(&UnitPrice::new(pico).to_usd_per(1)), Ok(UnitPrice::new(pico)));
+        }
+
         #[test]
         fn usd_text_round_trips(micro in any::<i64>()) {
             prop_assert_eq!(MicroUsdc::parse_usd(&MicroUsdc::new(micro).to_usd()), Ok(MicroUsdc::new(micro)));

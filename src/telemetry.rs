@@ -47,6 +47,8 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!("farebox_holds_ended_total", "Holds ended, by model and outcome");
     describe_counter!("farebox_charged_micro_total", "Micro-USDC charged, by model and outcome");
     describe_counter!("farebox_tokens_total", "Tokens charged for, by model and kind");
+    describe_counter!("farebox_unpriced_requests_total", "Requests that used what has no price, by model");
+    describe_counter!("farebox_reloads_total", "Times that the models were read again, by outcome");
     describe_counter!("farebox_above_hold_micro_total", "Micro-USDC that requests cost above their holds");
     describe_histogram!("farebox_upstream_seconds", "From sending a request to the upstream's answer's head");
     describe_histogram!("farebox_ledger_seconds", "One ledger operation, its commit included");

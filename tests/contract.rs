@@ -937,6 +937,8 @@ async fn a_request_is_charged_as_in_the_contracts_example() {
     }
     let hold = receipt["hold_usdc"].take().as_u64().unwrap();
     assert!((11..1_000).contains(&hold), "{hold}");
+    let version = receipt["prices"]["version"].take();
+    assert_eq!(version.as_str().map(str::len), Some(16), "{version}");
     let reported = receipt["usage_reported"].take();
     assert_eq!(reported["prompt_tokens"], 20);
     assert_eq!(reported.get("charged_usdc"), None);
@@ -947,11 +949,18 @@ async fn a_request_is_charged_as_in_the_contracts_example() {
             "model": MODEL, "provider": "openai", "upstream_model": "gpt-5-mini",
             "outcome": "settled", "reason": null,
             "usage": {"prompt_tokens": 20, "cached_tokens": 0, "completion_tokens": 9, "reasoning_tokens": 0},
+            "usage_units": {"prompt_tokens": 20, "completion_tokens": 9}, "unpriced_units": [],
             "usage_reported": null,
             "prices": {
                 "unit": "USD per 1M tokens, at cost", "prompt": "0.15", "cached_prompt": "0.075", "completion": "0.6",
+                "per_unit": {
+                    "prompt_tokens": "0.00000015", "cached_prompt_tokens": "0.000000075",
+                    "completion_tokens": "0.0000006",
+                },
+                "tiers": [], "images": [], "version": null,
             },
-            "markup_bps": 2000, "hold_usdc": null, "cost_usd": "0.0000084", "charged_usdc": 11,
+            "markup_bps": 2000, "hold_usdc": null, "cost_usd": "0.0000084", "upstream_cost_usd": null,
+            "charged_usdc": 11,
         })
     );
 }

@@ -20,6 +20,7 @@ mod openapi;
 mod operate;
 mod pay_per_call;
 mod payments;
+mod prices;
 mod program;
 mod races;
 mod restore;

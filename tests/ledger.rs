@@ -9,7 +9,7 @@ use farebox::clock::{Clock, Timestamp};
 use farebox::db::{Access, Arg, Db, DbError};
 use farebox::ledger::{Balance, Ended, Ending, HOLD_LOST, Hold, Ledger, LedgerError, Outcome, Spending};
 use farebox::money::{MicroUsdc, PicoUsd};
-use farebox::pricing::Usage;
+use farebox::pricing::{Unit, Usage};
 use tokio::sync::Barrier;
 
 use crate::support::books::{
@@ -29,7 +29,7 @@ async fn a_hold_locks_and_its_settlement_charges() {
         assert_eq!(ledger.open_holds().await.unwrap(), (1, MicroUsdc::new(300)));
 
         books.clock.advance_seconds(5);
-        let mut ending = settled(&held, Usage { prompt: 20, completion: 9, cached: 8, reasoning: 0 });
+        let mut ending = settled(&held, Usage::tokens(12, 9).with(Unit::CachedPrompt, 8));
         ending.usage_raw = Some(r#"{"prompt_tokens":20,"completion_tokens":9}"#.into());
         // (12 × 0.15 + 8 × 0.075 + 9 × 0.60) × 1.2 = 9.36, rounded up once.
         let ended = ledger.end(&ending).await.unwrap();
@@ -571,13 +571,17 @@ async fn the_database_refuses_what_the_books_must_never_say() {
             ("a hold below zero", "UPDATE holds SET amount_micro = -1"),
             (
                 "a receipt above its hold",
-                "INSERT INTO receipts SELECT 'x', wallet, api_key_id, model, outcome, reason, hold_micro,
+                "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro, cost_pico,
+                     prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms, created_at_ms, ended_at_ms)
+                 SELECT 'x', wallet, api_key_id, model, outcome, reason, hold_micro,
                      hold_micro + 1, cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
                      terms, created_at_ms, ended_at_ms FROM receipts",
             ),
             (
                 "a release that charges",
-                "INSERT INTO receipts SELECT 'x', wallet, api_key_id, model, 'released', reason, hold_micro,
+                "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro, cost_pico,
+                     prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms, created_at_ms, ended_at_ms)
+                 SELECT 'x', wallet, api_key_id, model, 'released', reason, hold_micro,
                      1, cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw,
                      terms, created_at_ms, ended_at_ms FROM receipts",
             ),

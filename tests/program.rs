@@ -275,3 +275,79 @@ fn the_program_explains_itself() {
     assert_eq!(stdout(&version).trim(), format!("farebox {}", env!("CARGO_PKG_VERSION")));
     assert!(!farebox_command().arg("sevre").output().unwrap().status.success());
 }
+
+#[test]
+fn prices_of_every_unit_are_checked_and_shown() {
+    let model = |kind: &str, price: &str| {
+        format!(
+            "{}\n[[models]]\nid = \"openai/more\"\nprovider = \"openai\"\n{kind}\nprice = {{ {price} }}\n",
+            good()
+        )
+    };
+    let chat = "context_length = 1000\nmax_output_tokens = 100";
+    let text = "prompt = \"1\", completion = \"2\"";
+    for (what, kind, price, named) in [
+        ("a price nobody knows", chat, format!("{text}, per_furlong = \"1\""), "per_furlong"),
+        (
+            "a tier without a threshold",
+            chat,
+            format!("{text}, tiers = [{{ prompt = \"1\" }}]"),
+            "price.tiers",
+        ),
+        ("a threshold without a tier", chat, format!("{text}, above = 5"), "price.above"),
+        (
+            "a tier that is there twice",
+            chat,
+            format!("{text}, tiers = [{{ above = 5, prompt = \"1\" }}, {{ above = 5, prompt = \"2\" }}]"),
+            "above 5",
+        ),
+        ("a tier of nothing", chat, format!("{text}, tiers = [{{ above = 5 }}]"), "above 5"),
+        (
+            "a price in a tier that is a word",
+            chat,
+            format!("{text}, tiers = [{{ above = 5, prompt = \"low\" }}]"),
+            "price.tiers (above 5).prompt",
+        ),
+        ("a price with an exponent", chat, "prompt = \"1e-7\", completion = \"2\"".into(), "price.prompt"),
+        (
+            "a second that is too fine",
+            chat,
+            format!("{text}, per_second = \"0.0000000001\""),
+            "price.per_second",
+        ),
+        ("a picture's price below zero", chat, format!("{text}, per_image = \"-1\""), "price.per_image"),
+        (
+            "a member of a picture's price that nobody knows",
+            chat,
+            format!("{text}, per_image = [{{ usd = \"1\", colour = \"red\" }}]"),
+            "per_image",
+        ),
+        ("a chat without a price of its output", chat, "prompt = \"1\"".into(), "needs completion"),
+        ("a kind nobody knows", "kind = \"smell\"", text.into(), "smell"),
+        (
+            "a picture without a price",
+            "kind = \"image\"",
+            text.into(),
+            "needs per_image or image_out or per_call",
+        ),
+        ("sound without a price", "kind = \"transcription\"", text.into(), "needs per_second or audio_in"),
+        ("an embedding without a length", "kind = \"embedding\"", "prompt = \"1\"".into(), "context_length"),
+        ("a chat without a length", "", text.into(), "context_length"),
+    ] {
+        let output = farebox(&["check-config"], &model(kind, &price), &[]);
+        assert_eq!(output.status.code(), Some(2), "{what}: {output:?}");
+        assert!(stderr(&output).contains(named), "{what}: {}", stderr(&output));
+    }
+    let all = "prompt = \"1\", completion = \"2\", cache_write = \"1.25\", per_call = \"0.005\", per_second = \"0.0001\", \
+               tiers = [{ above = 200000, prompt = \"2\" }], per_image = [{ size = \"s\", usd = \"0.04\" }]";
+    let output = farebox(&["check-config"], &model(chat, all), &[]);
+    let text = stdout(&output);
+    for part in [
+        "cache_write 1.5, per_second 0.00012, per_call 0.006\n",
+        "above 200000 prompt tokens: prompt 2.4\n",
+        "a picture of size s and quality any: 0.048\n",
+        "version ",
+    ] {
+        assert!(text.contains(part), "{part} is not in {text}\n{}", stderr(&output));
+    }
+}

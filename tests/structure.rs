@@ -18,6 +18,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     // Pure: no clock, no database, no network.
     ("pricing", &["money"]),
     ("formats", &["money", "pricing"]),
+    ("pricelist", &["money", "formats", "pricing"]),
     ("limits", &["clock", "id", "db"]),
     ("config", &["money", "id", "pricing", "limits"]),
     ("claims", &["clock", "id", "db"]),
@@ -58,6 +59,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "chain",
             "claims",
             "payments",
+            "pricing",
             "providers",
             "metering",
             "telemetry",
@@ -95,7 +97,7 @@ const CRATE_ONLY_IN: &[(&str, &[&str])] = &[
     ("sqlx", &["db.rs", "ledger/batch/postgres_store.rs"]),
     ("rusqlite", &["db.rs", "ledger/batch/sqlite_store.rs"]),
     ("alloy", &["chain/", "auth/siwe.rs", "payments/", "id.rs", "telemetry.rs", "audit/"]),
-    ("clap", &["main.rs", "operate.rs"]),
+    ("clap", &["main.rs", "operate.rs", "catalogue.rs"]),
 ];
 
 const SQL: &[&str] = &["SELECT ", "INSERT INTO ", "UPDATE ", "DELETE FROM "];

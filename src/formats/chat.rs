@@ -17,7 +17,7 @@ use crate::formats::request::{
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
-use crate::pricing::{Offer, Reasoning, Usage};
+use crate::pricing::{Dialect, Offer, Reasoning, Reported, Usage};
 
 /// Most choices a request can ask for (OpenAI API reference, `n`).
 const MAX_CHOICES: u64 = 128;
@@ -157,8 +157,7 @@ impl<'a> ChatRequest<'a> {
             return Err(bad_value("max_tokens", message));
         }
         let completion = max_tokens.saturating_mul(self.choices).saturating_add(self.prediction_bytes);
-        let prompt = self.prompt.bound(offer.context_length);
-        Ok(Bounds { prompt, completion, estimated_prompt: self.prompt.estimate().min(prompt) })
+        self.prompt.bounds(completion, offer, "messages")
     }
 
     pub fn choices(&self) -> u64 {
@@ -289,6 +288,7 @@ impl Prompt {
         // An earlier spoken answer, by its id: its tokens are not in these bytes.
         if message.get_non_null("audio").is_some() {
             self.parts_not_text += 1;
+            self.has_audio = true;
         }
         let content = message.get("content").unwrap_or("null");
         match content.as_bytes().first() {
@@ -302,6 +302,10 @@ impl Prompt {
                     match part.get("type") {
                         Some(r#""text""# | r#""refusal""#) => {
                             self.text_bytes += part.get("text").map_or(0, length);
+                        }
+                        Some(r#""input_audio""# | r#""audio_url""#) => {
+                            self.parts_not_text += 1;
+                            self.has_audio = true;
                         }
                         _ => self.parts_not_text += 1,
                     }
@@ -338,6 +342,10 @@ impl<'a> Answer<'a> {
         self.object.get_non_null("usage")
     }
 
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage_raw().and_then(read_usage)
+    }
+
     /// Output tokens, where the answer does not say how many there were.
     pub fn estimated_completion(&self) -> u64 {
         let choices = self.object.get("choices").unwrap_or("[]");
@@ -358,6 +366,10 @@ impl<'a> Answer<'a> {
         }
         self.object.to_bytes().into()
     }
+}
+
+fn read_usage(report: &str) -> Option<Usage> {
+    Reported::read(Dialect::OpenAi, report).map(|reported| reported.usage)
 }
 
 /// Watches an answer stream past, chunk by chunk, for its usage and for how much was delivered.
@@ -432,7 +444,7 @@ impl StreamTap {
         }
         let empty = self.count(object.get_non_null("choices"));
         let report = object.get_non_null("usage").map(str::to_owned);
-        let readable = report.clone().filter(|report| Usage::from_openai(report).is_some());
+        let readable = report.clone().filter(|report| read_usage(report).is_some());
         self.reported_at_end |= empty && readable.is_some();
         self.usage_raw = readable.or(self.usage_raw.take());
         if !self.wants_usage {
@@ -469,7 +481,7 @@ impl StreamTap {
     }
 
     pub fn usage(&self) -> Option<Usage> {
-        self.usage_raw().and_then(Usage::from_openai)
+        self.usage_raw().and_then(read_usage)
     }
 
     /// Whether the report of usage is the last word, however the stream ends.
@@ -496,22 +508,25 @@ impl StreamTap {
 pub(super) mod tests {
     use super::*;
     use crate::money::UnitPrice;
-    use crate::pricing::Prices;
+    use crate::pricing::{ModelKind, Prices, Unit};
+    use std::sync::Arc;
 
     pub(in crate::formats) fn offer() -> Offer {
         Offer {
             id: "openai/gpt-5-mini".into(),
+            kind: ModelKind::Chat,
             provider: "openai".into(),
             upstream_model: "gpt-5-mini-2026".into(),
             context_length: 128_000,
             max_output_tokens: 16_384,
             max_tokens_field: "max_completion_tokens".into(),
             reasoning: Reasoning::Reject,
-            prices: Prices {
-                prompt: UnitPrice::new(150_000),
-                cached_prompt: UnitPrice::new(75_000),
-                completion: UnitPrice::new(600_000),
-            },
+            prices: Arc::new(Prices::of_text(
+                UnitPrice::new(150_000),
+                UnitPrice::new(75_000),
+                UnitPrice::new(600_000),
+            )),
+            price_version: None,
             created: 0,
         }
     }
@@ -607,6 +622,32 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn only_a_model_for_chat_chats() {
+        let body = request("");
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let error = request.bounds(&Offer { kind: ModelKind::Speech, ..offer() }).unwrap_err();
+        assert_eq!((error.code, error.param.as_deref()), ("invalid_value", Some("model")));
+    }
+
+    #[test]
+    fn sound_is_taken_where_it_has_a_price() {
+        let body = r#"{"model":"m","messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"","format":"wav"}}]}]}"#;
+        let request = ChatRequest::parse(body.as_bytes()).unwrap();
+        let error = request.bounds(&offer()).unwrap_err();
+        assert_eq!(error.code, "unsupported_parameter");
+        assert!(error.message.contains("no price for audio_in_tokens"), "{}", error.message);
+        let rates = offer().prices.rates().with(Unit::AudioIn, UnitPrice::new(40_000_000));
+        let prices = Arc::new(Prices::new(rates, Vec::new(), Vec::new()));
+        let bounds = request.bounds(&Offer { prices, ..offer() }).unwrap();
+        assert!(bounds.tokens.has(Unit::AudioIn) && bounds.tokens.has(Unit::CachedAudio));
+        assert_eq!(bounds.prompt, 128_000);
+        // A picture is billed as text where it has no price of its own.
+        let picture = body.replace("input_audio", "image_url");
+        let bounds = ChatRequest::parse(picture.as_bytes()).unwrap().bounds(&offer()).unwrap();
+        assert!(bounds.tokens.has(Unit::ImageIn) && !bounds.tokens.has(Unit::AudioIn));
+    }
+
+    #[test]
     fn an_answer_keeps_all_but_model_and_usage() {
         let body = br#"{"id":"c1","model":"gpt-5-mini-2026","choices":[{"index":0}],"usage":{"prompt_tokens":1,"completion_tokens":2},"x":[1, 2]}"#;
         let answer = Answer::parse(body).unwrap();
@@ -640,9 +681,9 @@ pub(super) mod tests {
             unasked.event(&null),
             Forward::Send(event(r#"{"model":"p/m","choices":[{"delta":{}}]}"#).0)
         );
-        assert_eq!(unasked.usage().unwrap().completion, 1);
+        assert_eq!(unasked.usage().unwrap().completion_tokens(), 1);
         assert_eq!(unasked.event(&alone), Forward::Skip);
-        assert_eq!(unasked.usage().unwrap().completion, 4);
+        assert_eq!(unasked.usage().unwrap().completion_tokens(), 4);
 
         let mut asked = StreamTap::new("p/m", true, 1);
         assert_eq!(

@@ -98,9 +98,7 @@ impl<'a> MessagesRequest<'a> {
             );
             return Err(bad_value("max_tokens", message));
         }
-        let prompt = self.prompt.bound(offer.context_length);
-        let estimated_prompt = self.prompt.estimate().min(prompt);
-        Ok(Bounds { prompt, completion: self.max_tokens, estimated_prompt })
+        self.prompt.bounds(self.max_tokens, offer, "messages")
     }
 
     /// The largest `max_tokens` with which no more than `completion` tokens can come, if there is one.

@@ -4,6 +4,7 @@
 use serde::Deserialize;
 
 use crate::formats::json::{Object, length};
+use crate::pricing::{ModelKind, Most, Offer, Unit, Units};
 
 /// Output tokens when the request names no limit.
 pub(super) const DEFAULT_MAX_TOKENS: u64 = 1024;
@@ -107,6 +108,15 @@ pub struct Bounds {
     pub prompt: u64,
     pub completion: u64,
     pub estimated_prompt: u64,
+    /// What the tokens can be billed as.
+    pub tokens: Units,
+}
+
+impl Bounds {
+    /// The most that can be billed.
+    pub fn most(&self) -> Most {
+        Most { tokens: self.tokens, ..Most::of_text(self.prompt, self.completion) }
+    }
 }
 
 /// How large the prompt can be, and how large it probably is.
@@ -120,6 +130,8 @@ pub(super) struct Prompt {
     pub(super) toolsets: u64,
     pub(super) text_bytes: u64,
     pub(super) parts_not_text: u64,
+    /// Whether some of them are sound, which is billed at a price of its own.
+    pub(super) has_audio: bool,
     /// Whether there are thoughts of other providers' models, which the format's own refuses.
     pub(super) foreign_thoughts: bool,
 }
@@ -135,9 +147,37 @@ impl Prompt {
         Self { bytes: bytes(None), text_bytes: bytes(Some(messages)), ..Self::default() }
     }
 
+    /// What a request with this prompt and so much output can come to, if the offer is for it and has a price
+    /// for all that it may use. What has none is at fault in `param`.
+    pub(super) fn bounds(&self, completion: u64, offer: &Offer, param: &str) -> Result<Bounds, BadRequest> {
+        if offer.kind != ModelKind::Chat {
+            let message = format!("{} is a model for {}, not for chat", offer.id, offer.kind.as_str());
+            return Err(bad_value("model", message));
+        }
+        let prompt = self.bound(offer.context_length);
+        let estimated_prompt = self.estimate().min(prompt);
+        let bounds = Bounds { prompt, completion, estimated_prompt, tokens: self.units(offer) };
+        let unpriced = offer.prices.unpriced(bounds.most().units());
+        if unpriced.is_empty() {
+            return Ok(bounds);
+        }
+        Err(unsupported(param, format!("{} has no price for {unpriced}: leave them out", offer.id)))
+    }
+
+    /// What its tokens can be billed as. A part that is not text may be a picture, or a film with sound: where
+    /// that has no price, it is as if it were text.
+    fn units(&self, offer: &Offer) -> Units {
+        if self.parts_not_text == 0 {
+            return Units::OF_TEXT;
+        }
+        let others = Unit::all().filter(|unit| unit.is_prompt() && offer.prices.rates().is_priced(*unit));
+        let units = others.fold(Units::OF_TEXT, Units::with);
+        if self.has_audio { units.with(Unit::AudioIn) } else { units }
+    }
+
     /// More tokens than this the prompt cannot have. A link to a picture says nothing of the
     /// picture's tokens, so with any part that is not text the context's length is the bound.
-    pub(super) fn bound(&self, context_length: u64) -> u64 {
+    fn bound(&self, context_length: u64) -> u64 {
         if self.parts_not_text > 0 {
             return context_length;
         }

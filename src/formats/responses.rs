@@ -115,8 +115,7 @@ impl<'a> ResponsesRequest<'a> {
             );
             return Err(bad_value("max_output_tokens", message));
         }
-        let prompt = self.prompt.bound(offer.context_length);
-        Ok(Bounds { prompt, completion, estimated_prompt: self.prompt.estimate().min(prompt) })
+        self.prompt.bounds(completion, offer, "input")
     }
 
     /// The largest `max_output_tokens` with which no more than `completion` tokens can come, if there
@@ -480,6 +479,7 @@ fn with_name(event: &Event, data: &[u8]) -> Bytes {
 mod tests {
     use super::*;
     use crate::formats::chat::tests::offer as chat_offer;
+    use crate::pricing::Units;
 
     fn offer() -> Offer {
         Offer { reasoning: Reasoning::Allow, ..chat_offer() }
@@ -556,7 +556,7 @@ mod tests {
     fn the_prompt_bound_counts_bytes_and_what_is_not_text_is_the_whole_context() {
         assert_eq!(
             bounds(&request("")),
-            Bounds { prompt: 4 + 2 * 16 + 64, completion: 1024, estimated_prompt: 1 }
+            Bounds { prompt: 4 + 2 * 16 + 64, completion: 1024, estimated_prompt: 1, tokens: Units::OF_TEXT }
         );
         let sealed =
             format!(r#"[{{"type":"reasoning","summary":[],"encrypted_content":"{}"}}]"#, "x".repeat(5000));

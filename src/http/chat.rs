@@ -36,7 +36,8 @@ pub async fn completions(
         limit.admit(&app, principal)?;
     }
     let request = ChatRequest::parse(&body)?;
-    let offer = app.config.catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
+    let catalog = app.catalog.current();
+    let offer = catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
     if let Buyer::Known(principal) = &buyer {
         key_limits::check_model(principal, &offer.id)?;
     }

@@ -88,9 +88,10 @@ fn models(app: &App, value: &Value) -> Result<Vec<String>, ApiError> {
     let must = || invalid(ALLOWED_MODELS, "a list of 1 to 200 ids of models, or null");
     let list = value.as_array().filter(|list| (1..=MAX_MODELS).contains(&list.len())).ok_or_else(must)?;
     let mut ids = BTreeSet::new();
+    let catalog = app.catalog.current();
     for id in list {
         let id = id.as_str().ok_or_else(must)?;
-        if app.config.catalog.get(id).is_none() {
+        if catalog.get(id).is_none() {
             let shown: String = id.chars().take(100).collect();
             let message =
                 format!("{ALLOWED_MODELS} names {shown:?}, which is no model: GET /v1/models lists them");

@@ -18,6 +18,7 @@ use crate::app::App;
 use crate::http::error::ErrorBody;
 use crate::http::{Access, chat, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage};
+use crate::pricing::{ModelKind, Unit};
 
 /// The page loads nothing and runs nothing.
 const PAGE_POLICY: &str =
@@ -28,7 +29,7 @@ const EVENTS: &str = "text/event-stream";
 pub async fn document(State(app): State<App>) -> Response {
     let mut document = DOCUMENT.clone();
     document["servers"] = json!([{"url": base_url(&app)}]);
-    if let Some(offer) = app.config.catalog.iter().next() {
+    if let Some(offer) = app.catalog.current().iter().find(|offer| offer.kind == ModelKind::Chat) {
         let chat = &mut document["paths"][chat::PATH]["post"]["requestBody"]["content"][JSON];
         chat["example"] = chat::example(&offer.id).body;
     }
@@ -510,10 +511,14 @@ fn llms_text(app: &App) -> String {
         }
     }
     text += "\n## Models\n\n";
-    for offer in app.config.catalog.iter() {
+    for offer in app.catalog.current().iter() {
+        if offer.kind != ModelKind::Chat {
+            let _ = writeln!(text, "- {}: {}", offer.id, offer.kind.as_str());
+            continue;
+        }
         let (prompt, completion) = (
-            offer.prices.prompt.to_billed_usd_per_million(app.config.markup),
-            offer.prices.completion.to_billed_usd_per_million(app.config.markup),
+            offer.prices.charged(Unit::Prompt).to_billed_usd_per_million(app.config.markup),
+            offer.prices.charged(Unit::Completion).to_billed_usd_per_million(app.config.markup),
         );
         let _ =
             writeln!(text, "- {}: ${prompt} per million prompt tokens, ${completion} completion", offer.id);

@@ -1,5 +1,7 @@
 //! `GET /v1/requests` and `/v1/requests/{id}`: receipts.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -12,6 +14,8 @@ use crate::clock::Timestamp;
 use crate::http::extract::{Caller, Page, PathText};
 use crate::http::{ApiError, json};
 use crate::ledger::Receipt;
+use crate::money::PicoUsd;
+use crate::pricing::{Terms, Unit, UnitPrices, Usage};
 
 pub async fn list(State(app): State<App>, caller: Caller, page: Page) -> Result<Response, ApiError> {
     let before = page.parse_cursor(parse_cursor)?;
@@ -55,6 +59,11 @@ pub struct ReceiptBody {
     /// Why it ended otherwise than by a whole answer with usage.
     reason: Option<String>,
     usage: UsageBody,
+    /// Everything that was used, by unit: each token under one of them. Only what there is any of.
+    #[schemars(with = "std::collections::BTreeMap<String, u64>")]
+    usage_units: Usage,
+    /// The units of these that had no price: charged as text where they are tokens, else not at all.
+    unpriced_units: Vec<&'static str>,
     /// The upstream's own words, byte for byte.
     usage_reported: Option<Box<RawValue>>,
     prices: PricesBody,
@@ -64,6 +73,8 @@ pub struct ReceiptBody {
     hold_usdc: i64,
     /// USD, a decimal.
     cost_usd: String,
+    /// What the upstream said that it charges, USD; null where it did not say.
+    upstream_cost_usd: Option<String>,
     /// Micro-USDC.
     charged_usdc: i64,
     /// RFC 3339.
@@ -81,12 +92,34 @@ struct UsageBody {
     reasoning_tokens: u64,
 }
 
+/// As agreed when the request was held. Of what is not listed, the price of what it is a kind of was taken.
 #[derive(Serialize, JsonSchema)]
 struct PricesBody {
     unit: &'static str,
     prompt: String,
     cached_prompt: String,
     completion: String,
+    /// All that is listed, each as USD for one of its unit: those below all tiers.
+    per_unit: BTreeMap<&'static str, String>,
+    /// Those of prompts of more than so many tokens.
+    tiers: Vec<TierBody>,
+    images: Vec<ImageBody>,
+    /// Of the catalogue they are from; null on receipts of old.
+    version: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TierBody {
+    above_prompt_tokens: u64,
+    per_unit: BTreeMap<&'static str, String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ImageBody {
+    size: Option<String>,
+    quality: Option<String>,
+    /// For a picture.
+    usd: String,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -99,6 +132,7 @@ pub struct ReceiptList {
 fn render(receipt: &Receipt) -> ReceiptBody {
     let terms = &receipt.terms;
     let usage = &receipt.usage;
+    let unpriced = terms.prices.unpriced_in(usage);
     ReceiptBody {
         id: receipt.id.clone(),
         object: "request",
@@ -110,23 +144,50 @@ fn render(receipt: &Receipt) -> ReceiptBody {
         outcome: receipt.outcome.as_str(),
         reason: receipt.reason.clone(),
         usage: UsageBody {
-            prompt_tokens: usage.prompt,
-            cached_tokens: usage.cached,
-            completion_tokens: usage.completion,
-            reasoning_tokens: usage.reasoning,
+            prompt_tokens: usage.prompt_tokens(),
+            cached_tokens: usage.cached_tokens(),
+            completion_tokens: usage.completion_tokens(),
+            reasoning_tokens: usage.count(Unit::Reasoning),
         },
+        usage_units: *usage,
+        unpriced_units: unpriced.iter().map(Unit::counted_key).collect(),
         usage_reported: receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok()),
-        prices: PricesBody {
-            unit: "USD per 1M tokens, at cost",
-            prompt: terms.prices.prompt.to_usd_per_million(),
-            cached_prompt: terms.prices.cached_prompt.to_usd_per_million(),
-            completion: terms.prices.completion.to_usd_per_million(),
-        },
+        prices: prices_body(terms),
         markup_bps: terms.markup_bps,
         hold_usdc: receipt.hold.get(),
         cost_usd: receipt.cost.to_usd(),
+        upstream_cost_usd: receipt.upstream_cost.map(PicoUsd::to_usd),
         charged_usdc: receipt.charged.get(),
         created_at: receipt.created_at.rfc3339(),
         ended_at: receipt.ended_at.rfc3339(),
     }
+}
+
+fn prices_body(terms: &Terms) -> PricesBody {
+    let prices = &terms.prices;
+    let million = |unit| prices.charged(unit).to_usd_per_million();
+    let tiers = prices.tiers().iter();
+    let images = prices.images().iter();
+    PricesBody {
+        unit: "USD per 1M tokens, at cost",
+        prompt: million(Unit::Prompt),
+        cached_prompt: million(Unit::CachedPrompt),
+        completion: million(Unit::Completion),
+        per_unit: per_unit(prices.rates()),
+        tiers: tiers
+            .map(|tier| TierBody { above_prompt_tokens: tier.above, per_unit: per_unit(&tier.rates) })
+            .collect(),
+        images: images
+            .map(|image| ImageBody {
+                size: image.size.clone(),
+                quality: image.quality.clone(),
+                usd: image.price.to_usd_per(1),
+            })
+            .collect(),
+        version: terms.price_version.map(|version| version.to_string()),
+    }
+}
+
+fn per_unit(rates: &UnitPrices) -> BTreeMap<&'static str, String> {
+    rates.iter().map(|(unit, price)| (unit.counted_key(), price.to_usd_per(1))).collect()
 }

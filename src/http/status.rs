@@ -1,5 +1,6 @@
 //! What anyone may ask: is it up, what does it take, what does it sell.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::State;
@@ -12,7 +13,7 @@ use serde_json::value::RawValue;
 use crate::app::App;
 use crate::http::json;
 use crate::payments::{ChainHealth, RelayerGas};
-use crate::pricing::Offer;
+use crate::pricing::{ModelKind, Offer, Unit};
 
 #[derive(Serialize, JsonSchema)]
 pub struct Health {
@@ -133,6 +134,9 @@ struct Model {
     #[schemars(with = "f64")]
     completion_price: Box<RawValue>,
     pricing: Pricing,
+    /// `embedding`, `image`, `speech` or `transcription`; absent: chat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
 }
 
 /// USD per million, as billed.
@@ -140,12 +144,21 @@ struct Model {
 struct Pricing {
     prompt: String,
     completion: String,
+    /// Of models that do not chat: USD as billed for one of each unit that they are paid by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    per_unit: Option<BTreeMap<&'static str, String>>,
 }
 
 pub async fn models(State(app): State<App>) -> Response {
     let markup = app.config.markup;
     let row = |offer: &'_ Arc<Offer>| -> Option<Model> {
-        let prices = &offer.prices;
+        let price = |unit| offer.prices.charged(unit);
+        let (prompt, completion) = (price(Unit::Prompt), price(Unit::Completion));
+        let is_chat = offer.kind == ModelKind::Chat;
+        // Of pictures by size the dearest is shown.
+        let rates = offer.prices.at(0);
+        let rates =
+            rates.iter().map(|(unit, price)| (unit.counted_key(), price.to_billed_usd_per(1, markup)));
         Some(Model {
             id: offer.id.clone(),
             object: "model",
@@ -155,14 +168,16 @@ pub async fn models(State(app): State<App>) -> Response {
             provider: offer.provider.clone(),
             context_length: offer.context_length,
             max_output_tokens: offer.max_output_tokens,
-            prompt_price: RawValue::from_string(prices.prompt.to_usd_per_million()).ok()?,
-            completion_price: RawValue::from_string(prices.completion.to_usd_per_million()).ok()?,
+            prompt_price: RawValue::from_string(prompt.to_usd_per_million()).ok()?,
+            completion_price: RawValue::from_string(completion.to_usd_per_million()).ok()?,
             pricing: Pricing {
-                prompt: prices.prompt.to_billed_usd_per_million(markup),
-                completion: prices.completion.to_billed_usd_per_million(markup),
+                prompt: prompt.to_billed_usd_per_million(markup),
+                completion: completion.to_billed_usd_per_million(markup),
+                per_unit: (!is_chat).then(|| rates.collect()),
             },
+            kind: (!is_chat).then_some(offer.kind.as_str()),
         })
     };
-    let data = app.config.catalog.iter().filter_map(row).collect();
+    let data = app.catalog.current().iter().filter_map(row).collect();
     json(StatusCode::OK, &ModelList { object: "list", data })
 }

@@ -145,19 +145,21 @@ pub struct Ending {
     pub reason: Option<String>,
     pub usage: Usage,
     pub usage_raw: Option<String>,
+    /// What the upstream says that it charges for it.
+    pub upstream_cost: Option<PicoUsd>,
     pub charge: Charge,
 }
 
 impl Ending {
     pub fn released(hold: Hold, reason: &str) -> Self {
-        let charge = Charge { cost: PicoUsd::ZERO, charged: MicroUsdc::ZERO, above_hold: MicroUsdc::ZERO };
         Self {
             hold,
             outcome: Outcome::Released,
             reason: Some(reason.into()),
             usage: Usage::default(),
             usage_raw: None,
-            charge,
+            upstream_cost: None,
+            charge: Charge::default(),
         }
     }
 }
@@ -176,6 +178,7 @@ pub struct Receipt {
     pub cost: PicoUsd,
     pub usage: Usage,
     pub usage_raw: Option<String>,
+    pub upstream_cost: Option<PicoUsd>,
     pub created_at: Timestamp,
     pub ended_at: Timestamp,
 }

@@ -8,7 +8,7 @@ use crate::id::Wallet;
 use crate::ledger::batch::ALL_DAYS;
 use crate::ledger::{Balance, Entry, Hold, Receipt, Spending, UsageTotal};
 use crate::money::{MicroUsdc, PicoUsd};
-use crate::pricing::{Terms, Usage};
+use crate::pricing::{Dialect, Reported, Terms, Unit, Usage};
 
 /// What entries there are beside charges, which `batch` writes.
 #[derive(Copy, Clone)]
@@ -261,11 +261,7 @@ pub fn read_hold(row: &DbRow) -> Result<Hold, DbError> {
 }
 
 pub fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
-    let tokens = |column| {
-        u64::try_from(row.int(column)?).map_err(|_| DbError::Corrupt(format!("{column} below zero")))
-    };
     let usage_raw = row.text_or_null("usage_raw")?;
-    let reasoning = usage_raw.as_deref().and_then(Usage::from_openai).map_or(0, |usage| usage.reasoning);
     Ok(Receipt {
         id: row.text("id")?,
         wallet: row.wallet("wallet")?,
@@ -276,16 +272,39 @@ pub fn read_receipt(row: &DbRow) -> Result<Receipt, DbError> {
         hold: row.micro("hold_micro")?,
         charged: row.micro("charged_micro")?,
         cost: PicoUsd::new(row.int("cost_pico")?.into()),
-        usage: Usage {
-            prompt: tokens("prompt_tokens")?,
-            cached: tokens("cached_tokens")?,
-            completion: tokens("completion_tokens")?,
-            reasoning,
-        },
+        usage: read_usage(row, usage_raw.as_deref())?,
         usage_raw,
+        upstream_cost: row.int_or_null("upstream_cost_pico")?.map(|pico| PicoUsd::new(pico.into())),
         created_at: row.time("created_at_ms")?,
         ended_at: row.time("ended_at_ms")?,
     })
+}
+
+/// What was used by unit; where that is not kept, the columns say all of it.
+fn read_usage(row: &DbRow, usage_raw: Option<&str>) -> Result<Usage, DbError> {
+    if let Some(units) = row.text_or_null("usage_units")? {
+        return serde_json::from_str(&units).map_err(|e| DbError::Corrupt(format!("usage_units: {e}")));
+    }
+    let tokens = |column| {
+        u64::try_from(row.int(column)?).map_err(|_| DbError::Corrupt(format!("{column} below zero")))
+    };
+    let (prompt, cached) = (tokens("prompt_tokens")?, tokens("cached_tokens")?);
+    let completion = tokens("completion_tokens")?;
+    // Receipts from before units were kept have it in the report alone.
+    let reported = usage_raw.and_then(|raw| Reported::read(Dialect::OpenAi, raw));
+    let reasoning = reported.map_or(0, |reported| reported.usage.count(Unit::Reasoning)).min(completion);
+    Ok(Usage::tokens(prompt.saturating_sub(cached), completion - reasoning)
+        .with(Unit::CachedPrompt, cached)
+        .with(Unit::Reasoning, reasoning))
+}
+
+/// The units of `usage`, where the columns of tokens do not say all of it.
+pub fn units_json(usage: &Usage) -> Result<Option<String>, DbError> {
+    let in_columns = [Unit::Prompt, Unit::CachedPrompt, Unit::Completion];
+    if usage.iter().all(|(unit, _)| in_columns.contains(&unit)) {
+        return Ok(None);
+    }
+    serde_json::to_string(usage).map(Some).map_err(|e| DbError::Corrupt(format!("usage_units: {e}")))
 }
 
 pub fn read_terms(json: &str) -> Result<Terms, DbError> {

@@ -458,8 +458,9 @@ mod tests {
                 model: String::new(),
                 provider: String::new(),
                 upstream_model: String::new(),
-                prices: Prices { prompt: price, cached_prompt: price, completion: price },
+                prices: Arc::new(Prices::of_text(price, price, price)),
                 markup_bps: 0,
+                price_version: None,
             },
             created_at: Timestamp::from_millis(0),
         };

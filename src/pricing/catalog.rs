@@ -1,28 +1,72 @@
 //! The offers: what can be bought, under which id, at which price.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sha2::{Digest as _, Sha256};
 
 use crate::money::MarkupBps;
-use crate::pricing::charge::{Prices, Terms};
+use crate::pricing::charge::Terms;
+use crate::pricing::prices::{PriceVersion, Prices};
+use crate::pricing::unit::Unit;
 
-/// A model that can be bought by the token.
-#[derive(Clone, Debug)]
+/// A model that can be bought.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Offer {
     /// `provider/name`, as clients ask for it.
     pub id: String,
+    pub kind: ModelKind,
     /// The configured provider that serves it.
     pub provider: String,
     /// What the provider calls it.
     pub upstream_model: String,
+    /// Tokens of prompt and completion together; 0 where the model has no such limit, as one that speaks.
     pub context_length: u64,
+    /// 0 for an embedding.
     pub max_output_tokens: u64,
     /// The field the provider reads the output limit from.
     pub max_tokens_field: String,
     pub reasoning: Reasoning,
-    pub prices: Prices,
+    pub prices: Arc<Prices>,
+    /// Of the catalogue it is in; `None` until it is in one.
+    pub price_version: Option<PriceVersion>,
     /// Unix seconds, as `GET /v1/models` shows it.
     pub created: i64,
+}
+
+/// What a model makes of what.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ModelKind {
+    #[default]
+    Chat,
+    Embedding,
+    Image,
+    Speech,
+    Transcription,
+}
+
+impl ModelKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Embedding => "embedding",
+            Self::Image => "image",
+            Self::Speech => "speech",
+            Self::Transcription => "transcription",
+        }
+    }
+
+    /// What must have a price: one of each list.
+    pub fn required(self) -> &'static [&'static [Unit]] {
+        match self {
+            Self::Chat => &[&[Unit::Prompt], &[Unit::Completion]],
+            Self::Embedding => &[&[Unit::Prompt]],
+            Self::Image => &[&[Unit::Image, Unit::ImageOut, Unit::Call]],
+            Self::Speech => &[&[Unit::Character, Unit::AudioOut, Unit::Millisecond, Unit::Call]],
+            Self::Transcription => &[&[Unit::Millisecond, Unit::AudioIn, Unit::Call]],
+        }
+    }
 }
 
 /// What to do with a request that asks a model to reason unseen.
@@ -46,24 +90,28 @@ impl Offer {
             model: self.id.clone(),
             provider: self.provider.clone(),
             upstream_model: self.upstream_model.clone(),
-            prices: self.prices,
+            prices: Arc::clone(&self.prices),
             markup_bps: markup.get(),
+            price_version: self.price_version,
         }
     }
 }
 
 /// All offers, in the operator's order.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Catalog {
     offers: Vec<Arc<Offer>>,
     by_id: HashMap<String, Arc<Offer>>,
+    version: PriceVersion,
 }
 
 impl Catalog {
     pub fn new(offers: Vec<Offer>) -> Self {
-        let offers: Vec<_> = offers.into_iter().map(Arc::new).collect();
+        let version = version_of(&offers);
+        let dated = |offer| Arc::new(Offer { price_version: Some(version), ..offer });
+        let offers: Vec<_> = offers.into_iter().map(dated).collect();
         let by_id = offers.iter().map(|offer| (offer.id.clone(), Arc::clone(offer))).collect();
-        Self { offers, by_id }
+        Self { offers, by_id, version }
     }
 
     /// Gives offers that have no date of their own this one, in Unix seconds.
@@ -75,11 +123,47 @@ impl Catalog {
         *self = Self::new(self.offers.iter().map(date).collect());
     }
 
+    /// What its prices are called by. The same prices have the same name on every node.
+    pub fn version(&self) -> PriceVersion {
+        self.version
+    }
+
     pub fn get(&self, id: &str) -> Option<&Arc<Offer>> {
         self.by_id.get(id)
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Offer>> {
         self.offers.iter()
+    }
+}
+
+/// The beginning of a hash over every id and its prices, whatever their order.
+fn version_of(offers: &[Offer]) -> PriceVersion {
+    // Prices are maps of integers: there is nothing about them that could not be written.
+    let text = |offer: &Offer| serde_json::to_string(offer.prices.as_ref()).unwrap_or_default();
+    let mut lines: Vec<_> = offers.iter().map(|offer| format!("{} {}\n", offer.id, text(offer))).collect();
+    lines.sort_unstable();
+    let hash = Sha256::digest(lines.concat());
+    PriceVersion::new(hash.iter().take(8).fold(0, |number, byte| number << 8 | u64::from(*byte)))
+}
+
+/// The catalogue that is served, which another can take the place of while requests run. One that has begun
+/// keeps what it began with. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct LiveCatalog(Arc<RwLock<Arc<Catalog>>>);
+
+impl LiveCatalog {
+    pub fn new(catalog: Catalog) -> Self {
+        Self(Arc::new(RwLock::new(Arc::new(catalog))))
+    }
+
+    /// As it is now: read once for each request.
+    pub fn current(&self) -> Arc<Catalog> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Serves another from now on.
+    pub fn replace(&self, catalog: Catalog) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(catalog);
     }
 }

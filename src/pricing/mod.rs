@@ -2,8 +2,12 @@
 
 pub mod catalog;
 pub mod charge;
+pub mod prices;
+pub mod unit;
 pub mod usage;
 
-pub use catalog::{Catalog, Offer, Reasoning};
-pub use charge::{Charge, Prices, Quote, Terms, quote};
-pub use usage::Usage;
+pub use catalog::{Catalog, LiveCatalog, ModelKind, Offer, Reasoning};
+pub use charge::{Charge, Most, Quote, Terms, quote};
+pub use prices::{ImagePrice, PriceVersion, Prices, Tier, UnitPrices};
+pub use unit::{Unit, Units};
+pub use usage::{AnthropicUsage, Dialect, Reported, Usage};

@@ -8,7 +8,7 @@ use farebox::ledger::{
     Balance, Ended, Ending, HOLD_LOST, Hold, KeyCap, LedgerError, Outcome, Receipt, Spending, UsageTotal,
 };
 use farebox::money::{MicroUsdc, PicoUsd};
-use farebox::pricing::Usage;
+use farebox::pricing::{Unit, Usage};
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
@@ -200,12 +200,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn how() -> impl Strategy<Value = How> {
-    let usage = (0..4000u64, 0..4000u64, 0..2000u64).prop_map(|(prompt, cached, completion)| Usage {
-        prompt,
-        cached: cached.min(prompt),
-        completion,
-        reasoning: 0,
-    });
+    let others =
+        proptest::option::of((proptest::sample::select(Unit::all().collect::<Vec<_>>()), 0..2000u64));
+    let usage =
+        (0..2000u64, 0..2000u64, 0..2000u64, others).prop_map(|(prompt, cached, completion, other)| {
+            let usage = Usage::tokens(prompt, completion).with(Unit::CachedPrompt, cached);
+            // Of half of them the columns do not say all.
+            other.map_or(usage, |(unit, count)| usage.with(unit, count))
+        });
     prop_oneof![
         4 => usage.clone().prop_map(How::Settle),
         1 => usage.clone().prop_map(How::Estimate),
@@ -497,6 +499,7 @@ impl Model {
             cost: ending.charge.cost,
             usage: ending.usage,
             usage_raw: None,
+            upstream_cost: ending.upstream_cost,
             created_at: hold.created_at,
             ended_at: NOW.plus_seconds(self.calls),
         };
@@ -526,8 +529,8 @@ impl Model {
                 revenue: PicoUsd::ZERO,
             });
             total.request_count += 1;
-            total.prompt_tokens += i64::try_from(receipt.usage.prompt).unwrap();
-            total.completion_tokens += i64::try_from(receipt.usage.completion).unwrap();
+            total.prompt_tokens += i64::try_from(receipt.usage.prompt_tokens()).unwrap();
+            total.completion_tokens += i64::try_from(receipt.usage.completion_tokens()).unwrap();
             total.charged = plus(total.charged, receipt.charged);
             let revenue = i128::from(receipt.charged.get()) * 1_000_000 - receipt.cost.get();
             total.revenue = PicoUsd::new(total.revenue.get() + revenue);
@@ -544,7 +547,10 @@ impl How {
             ..books::settled(hold, *usage)
         };
         match self {
-            Self::Settle(usage) => books::settled(hold, *usage),
+            Self::Settle(usage) => {
+                let upstream_cost = Some(PicoUsd::new(usage.prompt_tokens().into()));
+                Ending { upstream_cost, ..books::settled(hold, *usage) }
+            }
             Self::Estimate(usage) => estimated(usage),
             Self::EstimateAll(usage) => {
                 let mut ending = estimated(usage);

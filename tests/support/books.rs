@@ -10,6 +10,7 @@ use farebox::id::{Entropy, Wallet};
 use farebox::ledger::{Balance, Ending, Hold, Ledger, LedgerError, Outcome};
 use farebox::money::{MicroUsdc, UnitPrice};
 use farebox::pricing::{Prices, Terms, Usage};
+use std::sync::Arc;
 
 use crate::support::postgres;
 
@@ -144,12 +145,13 @@ pub fn terms() -> Terms {
         model: "test/model".into(),
         provider: "test".into(),
         upstream_model: "model".into(),
-        prices: Prices {
-            prompt: UnitPrice::new(150_000),
-            cached_prompt: UnitPrice::new(75_000),
-            completion: UnitPrice::new(600_000),
-        },
+        prices: Arc::new(Prices::of_text(
+            UnitPrice::new(150_000),
+            UnitPrice::new(75_000),
+            UnitPrice::new(600_000),
+        )),
         markup_bps: 2000,
+        price_version: None,
     }
 }
 
@@ -166,7 +168,7 @@ pub fn hold(id: impl Into<String>, wallet: Wallet, micro: i64) -> Hold {
 
 /// A hundred completion tokens are 72 micro-USDC under [`terms`], exactly.
 pub fn completion(tokens: u64) -> Usage {
-    Usage { completion: tokens, ..Usage::default() }
+    Usage::tokens(0, tokens)
 }
 
 /// The end of a hold by what was used, charged as the prices say.
@@ -177,6 +179,7 @@ pub fn settled(hold: &Hold, usage: Usage) -> Ending {
         reason: None,
         usage,
         usage_raw: None,
+        upstream_cost: None,
         charge: hold.terms.charge(&usage, hold.amount).unwrap(),
     }
 }

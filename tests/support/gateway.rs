@@ -210,6 +210,12 @@ impl Gateway {
         self.process.terminate();
     }
 
+    /// Has it read its models again, from this text of its configuration; does not wait.
+    pub fn reload(&self, config: &str) {
+        std::fs::write(self.config(), config).unwrap();
+        self.process.signal("HUP");
+    }
+
     pub async fn wait_for_exit(&mut self) -> ExitStatus {
         self.process.wait(PATIENCE + PATIENCE).await
     }

@@ -69,9 +69,14 @@ impl Process {
 
     /// Sends SIGTERM.
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    pub fn signal(&self, name: &str) {
         // The shell's own kill: a minimal system has no other.
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &self.id().to_string()]).status();
-        assert!(sent.unwrap().success(), "{} is not there to be terminated", self.name);
+        let command = format!("kill -{name} \"$0\"");
+        let sent = Command::new("sh").args(["-c", &command, &self.id().to_string()]).status();
+        assert!(sent.unwrap().success(), "{} is not there to be told {name}", self.name);
     }
 
     /// Ends it as a power cut would, and waits until it is gone.

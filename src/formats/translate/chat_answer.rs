@@ -12,7 +12,7 @@ use crate::formats::translate::chat_request::{write_call, write_signature};
 use crate::formats::translate::messages_request::{write_redacted, write_thinking};
 use crate::formats::translate::{Heard, Reply, call_id};
 use crate::money::MicroUsdc;
-use crate::pricing::Usage;
+use crate::pricing::{Dialect, Reported};
 
 #[derive(Deserialize)]
 struct Completion<'a> {
@@ -221,7 +221,9 @@ impl StreamReader {
             return Heard::Failed;
         }
         let choice = chunk.choices.and_then(|choices| choices.into_iter().next());
-        if let Some(usage) = chunk.usage.map(RawValue::get).filter(|raw| Usage::from_openai(raw).is_some()) {
+        if let Some(usage) =
+            chunk.usage.map(RawValue::get).filter(|raw| Reported::read(Dialect::OpenAi, raw).is_some())
+        {
             self.reported_at_end |= choice.is_none();
             self.usage_raw = Some(usage.to_owned());
             steps.extend(counts(usage).map(Step::Counts));

@@ -209,6 +209,7 @@ struct End<'a> {
     charged: MicroUsdc,
     was_lost: bool,
     cost_pico: i64,
+    upstream_cost_pico: Option<i64>,
     prompt_tokens: i64,
     cached_tokens: i64,
     completion_tokens: i64,
@@ -391,9 +392,11 @@ impl<'a> Page<'a> {
             charged,
             was_lost,
             cost_pico: pico(ending.charge.cost)?,
-            prompt_tokens: tokens(ending.usage.prompt)?,
-            cached_tokens: tokens(ending.usage.cached)?,
-            completion_tokens: tokens(ending.usage.completion)?,
+            // What an upstream claims may be anything, and what is out of range is not worth keeping.
+            upstream_cost_pico: ending.upstream_cost.and_then(|cost| pico(cost).ok()),
+            prompt_tokens: tokens(ending.usage.prompt_tokens())?,
+            cached_tokens: tokens(ending.usage.cached_tokens())?,
+            completion_tokens: tokens(ending.usage.completion_tokens())?,
         };
         let used = if ending.outcome == Outcome::Released { None } else { Some(self.used_with(&end)?) };
         let out_of_range = || LedgerError::OutOfRange;

@@ -17,7 +17,7 @@ use crate::id::Wallet;
 use crate::ledger::batch::{
     Account, Caps, End, KeptSpending, Loaded, Name, Open, Operation, Page, Past, Store, pico,
 };
-use crate::ledger::store::{NO_KEY, read_hold, terms_json};
+use crate::ledger::store::{NO_KEY, read_hold, terms_json, units_json};
 use crate::ledger::{Balance, Spending};
 use crate::money::MicroUsdc;
 
@@ -87,11 +87,11 @@ WITH updated_wallets AS (
 ), new_receipts AS (
     INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro, charged_micro, cost_pico,
                           prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms, created_at_ms,
-                          ended_at_ms)
+                          usage_units, upstream_cost_pico, ended_at_ms)
     SELECT r.*, $18
     FROM unnest($19::text[], $20::text[], $21::bigint[], $22::text[], $23::text[], $24::text[], $25::bigint[],
                 $26::bigint[], $27::bigint[], $28::bigint[], $29::bigint[], $30::bigint[], $31::text[],
-                $32::text[], $33::bigint[]) AS r
+                $32::text[], $33::bigint[], $45::text[], $46::bigint[]) AS r
     RETURNING 1
 ), usage AS (
     INSERT INTO usage_totals (wallet, api_key_id, request_count, prompt_tokens, completion_tokens,
@@ -266,6 +266,8 @@ impl PostgresStore {
             holds.iter().map(|hold| terms_json(&hold.terms)).collect::<Result<Vec<_>, _>>()?;
         let terms =
             page.ends.iter().map(|end| terms_json(&end.ending.hold.terms)).collect::<Result<Vec<_>, _>>()?;
+        let units =
+            page.ends.iter().map(|end| units_json(&end.ending.usage)).collect::<Result<Vec<_>, _>>()?;
         let reasons: Vec<_> = page.ends.iter().map(End::reason).collect();
         let revenue = used.iter().map(|(_, used)| pico(used.revenue)).collect::<Result<Vec<_>, _>>()?;
         let query = sqlx::query(WRITE)
@@ -312,7 +314,9 @@ impl PostgresStore {
             .bind(column(&spending, |(key, ..)| *key))
             .bind(column(&spending, |(_, day, _)| *day))
             .bind(column(&spending, |(.., spending)| spending.spent.get()))
-            .bind(column(&spending, |(.., spending)| spending.held.get()));
+            .bind(column(&spending, |(.., spending)| spending.held.get()))
+            .bind(units)
+            .bind(column(&page.ends, |end| end.upstream_cost_pico));
         let touched = query.fetch_one(self.tx()?).await?;
         let expected = [
             accounts.len(),

@@ -10,7 +10,7 @@ use crate::id::{StoredWallet, Wallet};
 use crate::ledger::batch::{
     Account, Caps, KeptSpending, Loaded, Name, Open, Operation, Page, Past, Store, pico,
 };
-use crate::ledger::store::{NO_KEY, read_terms, terms_json};
+use crate::ledger::store::{NO_KEY, read_terms, terms_json, units_json};
 use crate::ledger::{Balance, Hold, Spending};
 use crate::money::MicroUsdc;
 
@@ -39,8 +39,8 @@ const INSERT_CHARGE: &str = "INSERT INTO entries (wallet, seq, kind, reference, 
 const INSERT_RECEIPT: &str =
     "INSERT INTO receipts (id, wallet, api_key_id, model, outcome, reason, hold_micro,
             charged_micro, cost_pico, prompt_tokens, cached_tokens, completion_tokens, usage_raw, terms,
-            created_at_ms, ended_at_ms)
-     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16)";
+            created_at_ms, ended_at_ms, usage_units, upstream_cost_pico)
+     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14, ?15, ?16, ?17, ?18)";
 const ADD_USAGE: &str = "INSERT INTO usage_totals (wallet, api_key_id, request_count, prompt_tokens,
             completion_tokens, charged_micro, revenue_pico)
      VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
@@ -217,6 +217,8 @@ impl SqliteStore {
                 terms_json(&hold.terms)?,
                 hold.created_at.millis(),
                 now.millis(),
+                units_json(&ending.usage)?,
+                end.upstream_cost_pico,
             ];
             touch(&mut insert, row)?;
         }
