@@ -38,6 +38,9 @@ const SQLITE_ROWS_AT_ONCE: usize = 1024;
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
 const SQLITE_CHECKPOINT_PAGES: &str = "16384";
+/// What SQLite says where a trigger has refused (SQLITE_CONSTRAINT_TRIGGER). On PostgreSQL they raise
+/// `check_violation`.
+const SQLITE_RAISED: &str = "1811";
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
 const POSTGRES_CONNECTIONS: u32 = 16;
 
@@ -70,9 +73,10 @@ impl DbError {
         self.refusal().is_some_and(|e| e.is_unique_violation())
     }
 
-    /// Whether a CHECK constraint refused the statement.
+    /// Whether a CHECK constraint refused the statement, or one of our triggers, which say the same.
     pub fn is_check_violation(&self) -> bool {
-        self.refusal().is_some_and(|e| e.is_check_violation())
+        let by_trigger = |e: &dyn DatabaseError| e.code().is_some_and(|code| code == SQLITE_RAISED);
+        self.refusal().is_some_and(|e| e.is_check_violation() || by_trigger(e))
     }
 
     /// Whether the same may succeed later: it was not the data that was refused.
@@ -80,7 +84,8 @@ impl DbError {
         match self {
             Self::Corrupt(_) => false,
             Self::Shared(error) => error.may_pass(),
-            _ => !self.is_check_violation() && !self.refusal().is_some_and(|e| e.is_foreign_key_violation()),
+            // What is unique is there, whoever was first, and nothing takes it away again.
+            _ => !self.is_check_violation() && !self.refusal().is_some_and(is_about_other_rows),
         }
     }
 
@@ -92,7 +97,9 @@ impl DbError {
         };
         // SQLSTATE's classes of data exceptions and of rollbacks. SQLite's codes are shorter.
         let of_these = |code: &str| code.len() == 5 && (code.starts_with("22") || code.starts_with("40"));
-        !matches!(refusal.kind(), ErrorKind::Other) || refusal.code().is_some_and(|code| of_these(&code))
+        self.is_check_violation()
+            || !matches!(refusal.kind(), ErrorKind::Other)
+            || refusal.code().is_some_and(|code| of_these(&code))
     }
 
     /// What the database itself said.
@@ -103,6 +110,10 @@ impl DbError {
             _ => None,
         }
     }
+}
+
+fn is_about_other_rows(refusal: &dyn DatabaseError) -> bool {
+    refusal.is_unique_violation() || refusal.is_foreign_key_violation()
 }
 
 /// What the database is opened for.
@@ -620,15 +631,18 @@ fn migrator(driver: Driver) -> Migrator {
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
         (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
         (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
+        (10, "receipt archives", include_str!("../migrations/0010_receipt_archives.sql")),
     ];
     let own = match driver {
         Driver::Sqlite => [
             (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
+            (1003, "receipt archives", include_str!("../migrations/sqlite/1003_receipt_archives.sql")),
         ],
         Driver::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
+            (1003, "receipt archives", include_str!("../migrations/postgres/1003_receipt_archives.sql")),
         ],
     };
     let migrations = shared.into_iter().chain(own).map(|(version, name, sql)| {

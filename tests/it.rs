@@ -10,6 +10,7 @@
 mod support;
 
 mod api_keys;
+mod archive;
 mod audit;
 mod clients;
 mod contract;

@@ -44,6 +44,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("audit", &["money", "id", "db", "ledger", "chain", "payments"]),
+    ("archive", &["money", "clock", "id", "failpoint", "db", "claims"]),
     (
         "app",
         &[
@@ -69,6 +70,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "http",
         &[
             "app",
+            "archive",
             "auth",
             "claims",
             "clock",
