@@ -19,6 +19,7 @@ mod limits;
 mod nodes;
 mod openapi;
 mod operate;
+mod overload;
 mod pay_per_call;
 mod payments;
 mod program;
