@@ -1,4 +1,4 @@
-.PHONY: build demo test torture topups lint bench bench-latency bench-streams bench-ledger
+.PHONY: build demo test torture topups lint bench bench-latency bench-streams bench-ledger bench-growth bench-micro
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -33,6 +33,15 @@ topups:
 bench-ledger:
 	scripts/setup.sh test
 	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} cargo bench --bench ledger
+
+# The same requests and reads on books that are nearly empty and on books of ten million entries. About 10 GB of disk.
+bench-growth:
+	scripts/setup.sh test
+	POSTGRES_BIN=$${POSTGRES_BIN:-$$(ls -d /usr/lib/postgresql/*/bin | tail -1)} cargo bench --bench growth
+
+# What single steps of a request take, on one core.
+bench-micro:
+	cargo bench --bench micro
 
 lint:
 	cargo fmt --check

@@ -5,44 +5,36 @@
 //! `make bench-ledger`. `BENCH_SECONDS` says how long each figure is measured for, and `BENCH_ONLY` which:
 //! `BENCH_ONLY="postgres, one wallet, 512"`.
 
-#![expect(clippy::unwrap_used, reason = "where something is missing there is nothing to measure")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::float_arithmetic,
+    clippy::disallowed_methods,
+    dead_code,
+    reason = "where something is missing there is nothing to measure; the tests use the rest of what they share"
+)]
 
-#[expect(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/support/books.rs"]
-mod books;
-#[expect(dead_code, reason = "the tests use the rest")]
-#[path = "../tests/support/postgres.rs"]
-mod postgres;
-
-/// Where the tests have them.
-mod support {
-    pub(crate) use super::postgres;
-}
+mod common;
+#[path = "../tests/support/mod.rs"]
+mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use farebox::clock::Clock;
 use farebox::db::{Access, Arg, Db};
-use farebox::id::{Entropy, Wallet};
-use farebox::ledger::{Ending, Hold, Ledger, Outcome};
-use farebox::money::MicroUsdc;
-use farebox::pricing::Usage;
-use farebox::tasks::Tasks;
+use farebox::id::Wallet;
+use farebox::ledger::Ledger;
 
-use postgres::Postgres;
+use common::{CREDIT, forget, fsync_micros, measure, millis};
+use support::books;
+use support::postgres::{self, Postgres};
 
 /// As many as pgbench's rows.
 const WALLETS: usize = 10_000;
 /// Requests under way at the same time.
 const CALLERS: [usize; 3] = [1, 64, 512];
 const PGBENCH_CLIENTS: [usize; 2] = [16, 64];
-/// A dollar a million tokens: enough for every round.
-const CREDIT: MicroUsdc = MicroUsdc::new(1_000_000_000_000);
-const HOLD: MicroUsdc = MicroUsdc::new(5000);
 /// One conditional UPDATE a transaction.
 const CONDITIONAL_UPDATE: &str = "\\set id random(1, :wallets)
 UPDATE accounts SET balance_micro = balance_micro - 1 WHERE id = :id AND balance_micro >= 1;
@@ -66,15 +58,16 @@ impl Load {
             Self::OneWallet => "one wallet",
         }
     }
-}
 
-/// What one round came to.
-struct Measured {
-    pairs_per_second: u64,
-    failed: u64,
-    /// Of a hold and its end together.
-    median: Duration,
-    slowest_percent: Duration,
+    /// Whose a request is.
+    fn of(self, number: u64) -> (Wallet, Option<i64>) {
+        let number = usize::try_from(number).unwrap() % WALLETS;
+        match self {
+            Self::ManyWallets => (wallet(number), None),
+            Self::ManyKeys => (wallet(number), Some(key_of(number))),
+            Self::OneWallet => (wallet(0), None),
+        }
+    }
 }
 
 #[tokio::main]
@@ -124,7 +117,7 @@ async fn main() {
                 if !format!("{database}, {}, {callers}", load.name()).contains(&only) {
                     continue;
                 }
-                let measured = measure(&ledger, load, callers, round).await;
+                let measured = measure(&ledger, callers, round, move |number| load.of(number)).await;
                 let (of_16, of_64) =
                     if matches!(load, Load::OneWallet) { (one_16, one_64) } else { (many_16, many_64) };
                 println!(
@@ -173,83 +166,6 @@ async fn prepare(db: &Db, ledger: &Ledger) {
     tx.commit().await.unwrap();
 }
 
-/// Callers that hold and settle, each one request after the other, until the time is over.
-async fn measure(ledger: &Ledger, load: Load, callers: usize, round: Duration) -> Measured {
-    let (is_over, failed, next) =
-        (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
-    let (runner, began) = (Tasks::default(), Instant::now());
-    let tasks: Vec<_> = (0..callers)
-        .map(|_| {
-            let (ledger, is_over, failed, next) =
-                (ledger.clone(), is_over.clone(), failed.clone(), next.clone());
-            runner.spawn(async move {
-                let mut times = Vec::new();
-                while !is_over.load(Ordering::Relaxed) {
-                    let number = usize::try_from(next.fetch_add(1, Ordering::Relaxed)).unwrap() % WALLETS;
-                    let (owner, key) = match load {
-                        Load::ManyWallets => (wallet(number), None),
-                        Load::ManyKeys => (wallet(number), Some(key_of(number))),
-                        Load::OneWallet => (wallet(0), None),
-                    };
-                    let began = Instant::now();
-                    if run_one(&ledger, owner, key).await {
-                        times.push(began.elapsed());
-                    } else {
-                        failed.fetch_add(1, Ordering::Relaxed);
-                        // As Retry-After says, more or less.
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                    }
-                }
-                times
-            })
-        })
-        .collect();
-    tokio::time::sleep(round).await;
-    is_over.store(true, Ordering::Relaxed);
-    let mut times = Vec::new();
-    for task in tasks {
-        times.extend(task.await.unwrap());
-    }
-    let elapsed = began.elapsed();
-    times.sort_unstable();
-    let at = |percent: usize| times.get(times.len() * percent / 100).copied().unwrap_or_default();
-    Measured {
-        pairs_per_second: u64::try_from(times.len() as u128 * 1_000_000 / elapsed.as_micros()).unwrap(),
-        failed: failed.load(Ordering::Relaxed),
-        median: at(50),
-        slowest_percent: at(99),
-    }
-}
-
-async fn run_one(ledger: &Ledger, wallet: Wallet, api_key_id: Option<i64>) -> bool {
-    let terms = books::terms();
-    let now = Clock::System.now();
-    let hold = Hold {
-        id: Entropy.request_id(now.millis()),
-        wallet,
-        api_key_id,
-        amount: HOLD,
-        terms,
-        created_at: now,
-    };
-    if ledger.hold(&hold).await.is_err() {
-        return false;
-    }
-    let usage = Usage::tokens(200, 100);
-    let charge = hold.terms.charge(&usage, hold.amount).unwrap();
-    let usage_raw = Some(r#"{"prompt_tokens":200,"completion_tokens":100,"total_tokens":300}"#.to_owned());
-    let ending = Ending {
-        hold,
-        outcome: Outcome::Settled,
-        reason: None,
-        usage,
-        usage_raw,
-        upstream_cost: None,
-        charge,
-    };
-    ledger.end(&ending).await.is_ok()
-}
-
 /// Transactions a second of pgbench, which comes with PostgreSQL, at one conditional UPDATE each.
 async fn pgbench(server: &Postgres, rows: usize, clients: usize, seconds: u64) -> u64 {
     let url = server.fresh_database().await;
@@ -284,37 +200,6 @@ async fn pgbench(server: &Postgres, rows: usize, clients: usize, seconds: u64) -
     let report = run("pgbench", &arguments);
     let rate = report.lines().find_map(|line| line.strip_prefix("tps = ")).expect(&report);
     rate.split('.').next().unwrap().parse().unwrap()
-}
-
-/// The middle one of many writes that wait for the disk, as each commit does.
-fn fsync_micros(directory: &Path) -> u128 {
-    use std::io::{Seek as _, Write as _};
-    let path = directory.join("fsync");
-    let mut file = std::fs::File::create(&path).unwrap();
-    let mut times: Vec<_> = (0..101)
-        .map(|_| {
-            let began = Instant::now();
-            file.rewind().unwrap();
-            file.write_all(&[1; 8192]).unwrap();
-            file.sync_data().unwrap();
-            began.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    std::fs::remove_file(&path).unwrap();
-    times[times.len() / 2].as_micros()
-}
-
-/// Removes an SQLite file and what stands beside it.
-fn forget(file: &Path) {
-    for suffix in ["", "-wal", "-shm", ".lock"] {
-        let _ = std::fs::remove_file(format!("{}{suffix}", file.display()));
-    }
-}
-
-fn millis(time: Duration) -> String {
-    let tenths = time.as_micros() / 100;
-    format!("{}.{} ms", tenths / 10, tenths % 10)
 }
 
 fn ratio(ours: u64, theirs: u64) -> String {

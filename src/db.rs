@@ -38,6 +38,9 @@ const SQLITE_CACHE_KIB: i64 = -16_384;
 /// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
 /// meanwhile, as most have, is then written there once.
 const SQLITE_CHECKPOINT_PAGES: i64 = 16_384;
+/// What SQLite says where a trigger has refused (SQLITE_CONSTRAINT_TRIGGER). On PostgreSQL they raise
+/// `check_violation`.
+const SQLITE_RAISED: &str = "1811";
 /// Statements that are kept prepared for batches: all that they consist of, and a few to spare.
 const SQLITE_STATEMENTS: usize = 32;
 /// Connections to PostgreSQL: enough to keep a few cores busy, far below its default limit of 100.
@@ -74,7 +77,7 @@ impl DbError {
         self.refusal() == Some(Refusal::Unique)
     }
 
-    /// Whether a CHECK constraint refused the statement.
+    /// Whether a CHECK constraint refused the statement, or one of our triggers, which say the same.
     pub fn is_check_violation(&self) -> bool {
         self.refusal() == Some(Refusal::Check)
     }
@@ -84,7 +87,8 @@ impl DbError {
         match self {
             Self::Corrupt(_) => false,
             Self::Shared(error) => error.may_pass(),
-            _ => !matches!(self.refusal(), Some(Refusal::Check | Refusal::ForeignKey)),
+            // What is unique is there, whoever was first, and nothing takes it away again.
+            _ => !matches!(self.refusal(), Some(Refusal::Unique | Refusal::Check | Refusal::ForeignKey)),
         }
     }
 
@@ -137,7 +141,11 @@ impl Refusal {
             ErrorKind::UniqueViolation => Some(Self::Unique),
             ErrorKind::CheckViolation => Some(Self::Check),
             ErrorKind::ForeignKeyViolation => Some(Self::ForeignKey),
-            ErrorKind::Other if !error.code().is_some_and(|code| of_rows(&code)) => None,
+            ErrorKind::Other => match error.code().as_deref() {
+                Some(SQLITE_RAISED) => Some(Self::Check),
+                Some(code) if of_rows(code) => Some(Self::Other),
+                _ => None,
+            },
             _ => Some(Self::Other),
         }
     }
@@ -149,7 +157,7 @@ impl Refusal {
         }
         Some(match error.extended_code {
             ffi::SQLITE_CONSTRAINT_UNIQUE | ffi::SQLITE_CONSTRAINT_PRIMARYKEY => Self::Unique,
-            ffi::SQLITE_CONSTRAINT_CHECK => Self::Check,
+            ffi::SQLITE_CONSTRAINT_CHECK | ffi::SQLITE_CONSTRAINT_TRIGGER => Self::Check,
             ffi::SQLITE_CONSTRAINT_FOREIGNKEY => Self::ForeignKey,
             _ => Self::Other,
         })
@@ -377,6 +385,16 @@ impl Db {
             }
             Pools::Postgres(pool) => DbTx::Postgres(begin_postgres(pool, "BEGIN").await?),
         })
+    }
+
+    /// The same for statements about a few rows of large tables, which PostgreSQL might read whole.
+    pub async fn begin_for_few(&self) -> Result<DbTx, DbError> {
+        match &self.0 {
+            Pools::Sqlite { .. } => self.begin().await,
+            Pools::Postgres(pool) => {
+                Ok(DbTx::Postgres(begin_postgres(pool, "BEGIN; SET LOCAL enable_seqscan = off").await?))
+            }
+        }
     }
 
     /// A transaction that sees one instant of the database, for reading all of it.

@@ -73,11 +73,29 @@ impl Entropy {
     /// `req_`, 48 bits of the time in milliseconds and 80 random ones: names a request, its hold, its
     /// receipt. Ids of one time stand together in the indexes, so that a commit touches few pages.
     pub fn request_id(&self, now_ms: i64) -> String {
-        let mut id = [0; 16];
-        id[..6].copy_from_slice(&now_ms.to_be_bytes()[2..]);
-        id[6..].copy_from_slice(&self.bytes::<10>());
-        format!("req_{}", hex::encode(id))
+        request_id(now_ms, self.bytes())
     }
+}
+
+fn request_id(now_ms: i64, rest: [u8; 10]) -> String {
+    let mut id = [0; 16];
+    id[..6].copy_from_slice(&now_ms.to_be_bytes()[2..]);
+    id[6..].copy_from_slice(&rest);
+    format!("req_{}", hex::encode(id))
+}
+
+/// The first id that a request of a time can have: all of earlier ones come before it.
+pub fn first_request_id(ms: i64) -> String {
+    request_id(ms, [0; 10])
+}
+
+/// When a request got its id, in milliseconds; `None` for what is none of ours.
+pub fn time_of_request(id: &str) -> Option<i64> {
+    let hex = id.strip_prefix("req_").filter(|hex| hex.len() == 32)?;
+    let id: [u8; 16] = hex::decode(hex).ok()?.try_into().ok()?;
+    let mut ms = [0; 8];
+    ms[2..].copy_from_slice(&id[..6]);
+    Some(i64::from_be_bytes(ms))
 }
 
 #[cfg(test)]
@@ -90,6 +108,16 @@ mod tests {
         assert!(ids.is_sorted(), "{ids:?}");
         assert_eq!(ids[0].len(), "req_".len() + 32);
         assert_ne!(ids[0], Entropy.request_id(1_775_563_200_000));
+    }
+
+    #[test]
+    fn a_request_id_tells_its_time() {
+        let id = Entropy.request_id(1_775_563_200_001);
+        assert_eq!(time_of_request(&id), Some(1_775_563_200_001));
+        assert!(first_request_id(1_775_563_200_001) <= id && id < first_request_id(1_775_563_200_002));
+        for other in ["", "req_", "req_1_0", "req_4e2b286fe2c0a1b63a4ed968", &id[4..], &format!("{id}0")] {
+            assert_eq!(time_of_request(other), None, "{other}");
+        }
     }
 
     #[test]

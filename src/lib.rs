@@ -4,6 +4,7 @@
 //! priced, held, run, and settled at cost plus markup. The modules, in reading order:
 
 pub mod app;
+pub mod archive;
 pub mod audit;
 pub mod auth;
 pub mod chain;

@@ -53,6 +53,9 @@ enum Command {
     /// Look at a wallet's books, freeze it, or adjust them with a reason.
     #[command(subcommand)]
     Wallet(operate::WalletCommand),
+    /// Move old receipts out of the database into files, list those files, and check them.
+    #[command(subcommand)]
+    Receipts(operate::ReceiptsCommand),
 }
 
 /// What ends the program, and the exit status it ends with.
@@ -78,6 +81,7 @@ async fn main() -> ExitCode {
         Command::Catalog(command) => catalogue::run(&cli.config, command).await,
         Command::Payments(command) => operate::payments(&cli.config, command).await,
         Command::Wallet(command) => operate::wallet(&cli.config, command).await,
+        Command::Receipts(command) => operate::receipts(&cli.config, command).await,
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,9 +1,10 @@
 //! The operator's commands on the books: they work beside a running server, on the same database.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
-use farebox::clock::Clock;
+use farebox::archive::{self, Archive, Archiver, FILE_RECEIPTS};
+use farebox::clock::{Clock, Timestamp};
 use farebox::db::{Access, Db};
 use farebox::id::{Entropy, Wallet};
 use farebox::ledger::Ledger;
@@ -55,6 +56,31 @@ pub enum WalletCommand {
         /// Names the adjustment: with the same name it is made once, however often it is asked for.
         #[arg(long, value_parser = not_blank)]
         reference: Option<String>,
+    },
+}
+
+#[derive(Subcommand)]
+pub enum ReceiptsCommand {
+    /// Move the receipts of requests that began and ended before a time into files of JSON lines, and take
+    /// them out of the database. What an interrupted run began is finished first.
+    Archive {
+        /// A day (2026-01-31, its beginning in UTC), a time (RFC 3339), or how many days ago (90). Two days
+        /// ago at the latest.
+        #[arg(long, value_name = "TIME")]
+        before: String,
+        /// The directory for the files; an interrupted run goes on with its file there.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Receipts in a file at most; there are as many files as it takes.
+        #[arg(long, default_value_t = FILE_RECEIPTS, value_parser = clap::value_parser!(i64).range(1..))]
+        per_file: i64,
+    },
+    /// List the files that receipts were moved into.
+    Archives,
+    /// Hold the files in a directory against what the database knows of them: SHA-256, receipts, charges.
+    Check {
+        #[arg(long, value_name = "DIR")]
+        dir: PathBuf,
     },
 }
 
@@ -182,4 +208,74 @@ pub async fn wallet(path: &Path, command: WalletCommand) -> Result<(), Failure> 
         }
     }
     Ok(())
+}
+
+pub async fn receipts(path: &Path, command: ReceiptsCommand) -> Result<(), Failure> {
+    match command {
+        ReceiptsCommand::Archive { before, out, per_file } => {
+            let before = time_of(&before, Clock::System.now())?;
+            let archiver = Archiver::new(open(path).await?, Clock::System, out)?;
+            let mut made = archiver.resume().await?;
+            let mut any = made.is_some();
+            loop {
+                if let Some(archive) = &made {
+                    println!("{}", line_of(archive));
+                }
+                made = archiver.archive(before, per_file).await?;
+                if made.is_none() {
+                    break;
+                }
+                any = true;
+            }
+            if !any {
+                println!("there is no receipt to archive of before {}", before.rfc3339());
+            }
+        }
+        ReceiptsCommand::Archives => {
+            for archive in archive::list(&open(path).await?).await? {
+                println!("{}", line_of(&archive));
+            }
+        }
+        ReceiptsCommand::Check { dir } => {
+            let (mut bad, archives) = (0, archive::list(&open(path).await?).await?);
+            for archive in &archives {
+                if let Err(why) = archive::check(archive, &dir) {
+                    bad += 1;
+                    println!("{why}");
+                }
+            }
+            if bad > 0 {
+                return Err(failure(format!(
+                    "{bad} of {} files are not as they were written",
+                    archives.len()
+                )));
+            }
+            println!("{} files are as they were written", archives.len());
+        }
+    }
+    Ok(())
+}
+
+fn line_of(archive: &Archive) -> String {
+    let Archive { id, file, removed, before, .. } = archive;
+    let Some(contents) = &archive.contents else {
+        return format!("{id:>6} {file} is not written yet");
+    };
+    let (receipts, charged, sha256) = (contents.receipts, contents.charged.to_usd(), &contents.sha256);
+    let state = if archive.is_finished() { String::new() } else { format!(", {removed} taken out so far") };
+    format!(
+        "{id:>6} {file} {receipts} receipts of before {}{state}, {charged} USDC charged, sha256 {sha256}",
+        before.rfc3339()
+    )
+}
+
+/// A day, a time, or a number of days ago.
+fn time_of(text: &str, now: Timestamp) -> Result<Timestamp, Failure> {
+    let days_ago = text.strip_suffix('d').unwrap_or(text).parse::<u32>().ok();
+    let days_ago = days_ago.map(|days| now.plus_seconds(-86_400 * i64::from(days)));
+    let time = days_ago.or_else(|| Timestamp::parse_rfc3339(text));
+    let time = time.or_else(|| Timestamp::parse_rfc3339(&format!("{text}T00:00:00Z")));
+    time.ok_or_else(|| {
+        failure(format!("{text:?} is no day such as 2026-01-31, no time, and no number of days"))
+    })
 }

@@ -1,13 +1,12 @@
 //! The audit: nothing to say about books that agree, and a name for each thing that was tampered with.
 
-use std::fs;
-use std::process::{Command, Output};
+use std::process::Output;
 
 use farebox::audit::{self, Verdict};
 use farebox::ledger::{Ending, Outcome};
 
 use crate::support::books::{Books, balance, both, completion, hold, settled, wallet};
-use crate::support::wallet::TestWallet;
+use crate::support::operator::farebox;
 
 const TWO_SIDES: &str = "entries have two sides that sum to zero";
 const CHAIN_OF_ENTRIES: &str = "entries follow one another without a gap";
@@ -49,39 +48,7 @@ async fn fill(books: &Books) {
 
 /// The command that operators run. No chain answers.
 fn audit_command(books: &Books) -> Output {
-    let config = books.scratch.path().join("farebox.toml");
-    let text = format!(
-        r#"
-        database_url = "{}"
-        [payments]
-        network = "eip155:8453"
-        rpc_urls = ["http://127.0.0.1:1"]
-        pay_to = "{}"
-        [[providers]]
-        name = "test"
-        kind = "openai"
-        base_url = "http://127.0.0.1:1/v1"
-        api_key_env = "TEST_PROVIDER_KEY"
-        [[models]]
-        id = "test/model"
-        provider = "test"
-        upstream_model = "model"
-        context_length = 1000
-        max_output_tokens = 100
-        price = {{ prompt = "0.15", completion = "0.60" }}
-        "#,
-        books.url,
-        wallet(99),
-    );
-    fs::write(&config, text).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_farebox"))
-        .args(["audit", "--config"])
-        .arg(&config)
-        .env_clear()
-        .env("FAREBOX_RELAYER_KEY", TestWallet::random().private_key())
-        .env("TEST_PROVIDER_KEY", "sk-test")
-        .output()
-        .unwrap()
+    farebox(books, &["audit"]).output().unwrap()
 }
 
 #[tokio::test]

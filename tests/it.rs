@@ -10,6 +10,7 @@
 mod support;
 
 mod api_keys;
+mod archive;
 mod audit;
 mod clients;
 mod contract;
@@ -18,6 +19,7 @@ mod limits;
 mod nodes;
 mod openapi;
 mod operate;
+mod overload;
 mod pay_per_call;
 mod payments;
 mod prices;

@@ -45,6 +45,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("audit", &["money", "id", "db", "ledger", "chain", "payments"]),
+    ("archive", &["money", "clock", "id", "failpoint", "db", "claims"]),
     (
         "app",
         &[
@@ -71,6 +72,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         "http",
         &[
             "app",
+            "archive",
             "auth",
             "claims",
             "clock",

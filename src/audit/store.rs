@@ -75,7 +75,10 @@ pub const CHECKS: &[Check] = &[
                   UNION ALL
                   SELECT id || ' charged ' || charged_micro || ' of ' || hold_micro AS what FROM receipts
                   WHERE charged_micro > hold_micro OR charged_micro < 0
-                     OR (outcome = 'released' AND charged_micro <> 0)",
+                     OR (outcome = 'released' AND charged_micro <> 0)
+                  UNION ALL
+                  SELECT id || ' is open, and of a time that is archived' AS what FROM holds
+                  WHERE created_at_ms < (SELECT MAX(before_ms) FROM receipt_archives)",
     },
     Check {
         name: "each charge has its receipt, each receipt its charge",
@@ -87,9 +90,15 @@ pub const CHECKS: &[Check] = &[
                    AND e.amount_micro = -r.charged_micro
                   WHERE r.charged_micro > 0 AND e.reference IS NULL
                   UNION ALL
-                  SELECT e.reference || ' charged without a receipt' AS what
-                  FROM entries e LEFT JOIN receipts r ON r.id = e.reference AND r.charged_micro > 0
-                  WHERE e.kind = 'charge' AND r.id IS NULL",
+                  SELECT 'charges of ' || wallet || ' without a receipt, or archived without a charge: '
+                      || SUM(charges) || ', of ' || SUM(charged) AS what
+                  FROM (
+                      SELECT e.wallet, 1 AS charges, -e.amount_micro AS charged
+                      FROM entries e LEFT JOIN receipts r ON r.id = e.reference AND r.charged_micro > 0
+                      WHERE e.kind = 'charge' AND r.id IS NULL
+                      UNION ALL
+                      SELECT wallet, -charges, -charged_micro FROM archived_totals
+                  ) both_sides GROUP BY wallet HAVING SUM(charges) <> 0 OR SUM(charged) <> 0",
     },
     Check {
         name: "each credit has its payment, each payment its credit",
@@ -143,6 +152,10 @@ pub const CHECKS: &[Check] = &[
                       SELECT wallet, COALESCE(api_key_id, 0), -1, -prompt_tokens, -completion_tokens,
                              -charged_micro, cost_pico - charged_micro * 1000000
                       FROM receipts WHERE outcome <> 'released'
+                      UNION ALL
+                      SELECT wallet, api_key_id, -request_count, -prompt_tokens, -completion_tokens,
+                             -charged_micro, -revenue_pico
+                      FROM archived_totals
                   ) both_sides GROUP BY wallet, api_key_id
                   HAVING SUM(requests) <> 0 OR SUM(prompt) <> 0 OR SUM(completion) <> 0
                       OR SUM(charged) <> 0 OR SUM(revenue) <> 0",
@@ -158,11 +171,32 @@ pub const CHECKS: &[Check] = &[
                       UNION ALL
                       SELECT api_key_id, created_at_ms / 86400000, -charged_micro, 0 FROM receipts
                       UNION ALL
+                      SELECT api_key_id, 0, -spent_micro, 0 FROM archived_spending
+                      UNION ALL
+                      SELECT api_key_id, day, -spent_micro, 0 FROM archived_spending
+                      UNION ALL
                       SELECT api_key_id, 0, 0, -amount_micro FROM holds
                       UNION ALL
                       SELECT api_key_id, created_at_ms / 86400000, 0, -amount_micro FROM holds
                   ) both_sides WHERE api_key_id IS NOT NULL GROUP BY api_key_id, day
                   HAVING SUM(spent) <> 0 OR SUM(held) <> 0",
+    },
+    Check {
+        name: "what archives took out = the sums of their receipts",
+        of: "archives",
+        count: "SELECT COUNT(*) AS n FROM receipt_archives",
+        at_odds: "SELECT 'archives took out ' || SUM(receipts) || ' receipts and ' || SUM(charged)
+                      || ' micro-USDC more than is kept of them' AS what
+                  FROM (
+                      SELECT removed AS receipts, removed_charged_micro AS charged FROM receipt_archives
+                      UNION ALL
+                      SELECT -receipts, -charged_micro FROM archived_totals
+                  ) both_sides HAVING SUM(receipts) <> 0 OR SUM(charged) <> 0
+                  UNION ALL
+                  SELECT 'archive ' || id || ' took out ' || removed_charged_micro || ' of ' || charged_micro AS what
+                  FROM receipt_archives WHERE removed = receipts AND removed_charged_micro <> charged_micro
+                  UNION ALL
+                  SELECT id || ' was left where only what is being archived is' AS what FROM receipts_leaving",
     },
 ];
 

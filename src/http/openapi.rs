@@ -184,9 +184,9 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("GET", "/v1/requests") => {
             new("The wallet's receipts").list().answers::<requests::ReceiptList>(schemas, 200, "Newest first")
         }
-        ("GET", "/v1/requests/{id}") => {
-            new("One receipt").answers::<requests::ReceiptBody>(schemas, 200, "The receipt").errors(&[404])
-        }
+        ("GET", "/v1/requests/{id}") => new("One receipt")
+            .answers::<requests::ReceiptBody>(schemas, 200, "The receipt")
+            .errors(&[404, 410]),
         _ => return None,
     })
 }
@@ -336,6 +336,7 @@ fn meaning(status: u16) -> &'static str {
         403 => "The caller may not do this",
         404 => "There is no such thing",
         409 => "It contradicts what is there, or is under way",
+        410 => "It is in the operator's archive",
         413 => "The body is too large",
         422 => "The upstream does not take the request",
         429 => "Too many: Retry-After says when again",

@@ -10,9 +10,11 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::app::App;
+use crate::archive;
 use crate::clock::Timestamp;
 use crate::http::extract::{Caller, Page, PathText};
 use crate::http::{ApiError, json};
+use crate::id;
 use crate::ledger::Receipt;
 use crate::money::PicoUsd;
 use crate::pricing::{Terms, Unit, UnitPrices, Usage};
@@ -23,7 +25,8 @@ pub async fn list(State(app): State<App>, caller: Caller, page: Page) -> Result<
     let next_cursor =
         page.cut(&mut receipts, |receipt| format!("{}.{}", receipt.created_at.millis(), receipt.id));
     let data = receipts.iter().map(render).collect();
-    Ok(json(StatusCode::OK, &ReceiptList { data, next_cursor }))
+    let archived_before = archive::archived_before(&app.db).await?.map(Timestamp::rfc3339);
+    Ok(json(StatusCode::OK, &ReceiptList { data, next_cursor, archived_before }))
 }
 
 pub async fn get(
@@ -31,11 +34,25 @@ pub async fn get(
     PathText(id): PathText,
     caller: Caller,
 ) -> Result<Response, ApiError> {
-    let receipt = app.ledger.receipt(caller.0.wallet, &id).await?;
-    let receipt = receipt.ok_or_else(|| {
-        ApiError::not_found("request_not_found", "this wallet has no finished request of that id")
-    })?;
-    Ok(json(StatusCode::OK, &render(&receipt)))
+    if let Some(receipt) = app.ledger.receipt(caller.0.wallet, &id).await? {
+        return Ok(json(StatusCode::OK, &render(&receipt)));
+    }
+    let archived_before = archive::archived_before(&app.db).await?;
+    let began = id::time_of_request(&id).map(Timestamp::from_millis);
+    Err(match archived_before.filter(|before| began.is_some_and(|began| began < *before)) {
+        Some(before) => archived(before),
+        None => ApiError::not_found("request_not_found", "this wallet has no finished request of that id"),
+    })
+}
+
+/// Also where there never was one of that id: which there were only the archive knows.
+fn archived(before: Timestamp) -> ApiError {
+    let message = format!(
+        "receipts of requests of before {} have been moved to the operator's archive: ask the operator for \
+         it by its id",
+        before.rfc3339()
+    );
+    ApiError::new(StatusCode::GONE, "request_archived", message)
 }
 
 /// A receipt's time and id, as `next_cursor` gives them.
@@ -127,6 +144,10 @@ pub struct ReceiptList {
     data: Vec<ReceiptBody>,
     /// Where the next page begins; null at the end.
     next_cursor: Option<String>,
+    /// RFC 3339. Receipts of requests of before this may have been moved to the operator's archive; absent
+    /// where none were.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    archived_before: Option<String>,
 }
 
 fn render(receipt: &Receipt) -> ReceiptBody {

@@ -4,6 +4,7 @@ pub mod books;
 pub mod chain;
 pub mod gateway;
 pub mod model_server;
+pub mod operator;
 pub mod postgres;
 pub mod process;
 pub mod smart_wallets;
