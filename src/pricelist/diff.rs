@@ -131,5 +131,13 @@ mod tests {
             found(prices(&base, &[]), prices(&base, &[(200_000, Unit::Completion, 900_000)])),
             ["completion above 200000: served at 0.6, listed at 0.9"]
         );
+        assert_eq!(
+            found(prices(&base, &[]), prices(&cached, &[(200_000, Unit::Completion, 900_000)])),
+            [
+                "cached_prompt: served at 0.15, listed at 0.075",
+                "completion above 200000: served at 0.6, listed at 0.9",
+            ],
+            "what differs below is not said again"
+        );
     }
 }
