@@ -453,10 +453,8 @@ async fn a_list_is_imported_and_what_is_served_is_held_against_it() {
         lines,
         [
             format!("{MODEL} cache_write: served at 0.15, listed at 0.1875"),
-            format!("{MODEL} cache_write_1h: served at 0.15, listed at 0.1875"),
             format!("{MODEL} per_search: served at nothing, listed at 0.01"),
             format!("{MODEL} prompt above 200000: served at 0.15, listed at 0.3"),
-            format!("{MODEL} image_in above 200000: served at 0.15, listed at 0.3"),
         ]
     );
     assert!(report.contains("is not listed"), "{report}");

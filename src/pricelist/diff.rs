@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::money::UnitPrice;
 use crate::pricelist::Listing;
-use crate::pricing::{Offer, Prices, Unit};
+use crate::pricing::{Offer, Prices, Unit, UnitPrices};
 
 /// A price that is not the same on both sides.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,7 +31,7 @@ impl fmt::Display for Difference {
 }
 
 /// What would be charged otherwise: a price that is not listed, and comes to the same by what stands in for it, is
-/// no difference.
+/// no difference. What neither side lists differs only because another price does, which is said.
 pub fn compare(offer: &Offer, listing: &Listing) -> Vec<Difference> {
     let (served, listed) = (&*offer.prices, &listing.prices);
     let mut thresholds: Vec<u64> =
@@ -45,7 +45,10 @@ pub fn compare(offer: &Offer, listing: &Listing) -> Vec<Difference> {
             // What differs below differs here as well, and has been said.
             let is_said =
                 above.is_some() && price(served, unit, None) == ours && price(listed, unit, None) == theirs;
-            if ours != theirs && !is_said {
+            if ours != theirs
+                && !is_said
+                && (is_listed(served, unit, above) || is_listed(listed, unit, above))
+            {
                 found.push(Difference { unit, above, served: ours, listed: theirs });
             }
         }
@@ -54,14 +57,22 @@ pub fn compare(offer: &Offer, listing: &Listing) -> Vec<Difference> {
 }
 
 fn price(prices: &Prices, unit: Unit, above: Option<u64>) -> Option<UnitPrice> {
-    let rates = prices.at(above.map_or(0, |above| above.saturating_add(1)));
+    let rates = rates(prices, above);
     rates.is_priced(unit).then(|| rates.charged(unit))
+}
+
+fn is_listed(prices: &Prices, unit: Unit, above: Option<u64>) -> bool {
+    rates(prices, above).listed(unit).is_some()
+}
+
+fn rates(prices: &Prices, above: Option<u64>) -> UnitPrices {
+    prices.at(above.map_or(0, |above| above.saturating_add(1)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pricing::{ModelKind, Reasoning, Tier, UnitPrices};
+    use crate::pricing::{ModelKind, Reasoning, Tier};
     use std::sync::Arc;
 
     fn prices(listed: &[(Unit, i64)], tiers: &[(u64, Unit, i64)]) -> Prices {
@@ -118,10 +129,15 @@ mod tests {
         );
         assert_eq!(
             found(prices(&base, &[]), prices(&base, &[(200_000, Unit::Completion, 900_000)])),
+            ["completion above 200000: served at 0.6, listed at 0.9"]
+        );
+        assert_eq!(
+            found(prices(&base, &[]), prices(&cached, &[(200_000, Unit::Completion, 900_000)])),
             [
+                "cached_prompt: served at 0.15, listed at 0.075",
                 "completion above 200000: served at 0.6, listed at 0.9",
-                "reasoning above 200000: served at 0.6, listed at 0.9",
-            ]
+            ],
+            "what differs below is not said again"
         );
     }
 }

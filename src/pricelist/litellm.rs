@@ -278,8 +278,8 @@ mod tests {
             [
                 "e: does not say what it is for",
                 "g: has no prompt price for a chat model",
-                "a: input_cost_per_token is finer than a pico-USD for one",
                 "b: input_cost_per_token is below zero or too large",
+                "a: input_cost_per_token is finer than a pico-USD for one",
                 "c: input_cost_per_token is no number",
                 "d: is for rerank",
                 "f: is no object",

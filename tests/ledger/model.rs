@@ -52,7 +52,7 @@ fn a_random_trace_is_the_same_in_the_model_on_sqlite_and_on_postgres() {
 
 async fn run(trace: &[Step]) -> Result<(), TestCaseError> {
     let mut model = Model::default();
-    // Whose keys there are has a row.
+    // The keys are this one's, so that it is in the books before it is credited: it can hold nothing, but that.
     model.wallets.insert(1, Balance::default());
     let (sqlite, postgres) = tokio::join!(Books::sqlite(), Books::postgres());
     for books in [&sqlite, &postgres] {
@@ -284,7 +284,7 @@ fn refusal(error: LedgerError) -> Answer {
 struct Model {
     /// Credits so far; a payment's id is its place, from 1.
     credits: Vec<(u8, MicroUsdc)>,
-    /// Balances of the wallets that were ever credited.
+    /// Balances of the wallets that are in the books: those that were ever credited, and that of the keys.
     wallets: BTreeMap<u8, Balance>,
     /// Every hold that was ever made, as it was asked for.
     asked: Vec<Hold>,
