@@ -1,5 +1,6 @@
 //! Whether anything that a request waits for grows with what is in the books: the same requests and the same
-//! reads on books that are nearly empty and on books with a million wallets and ten million entries, in turn.
+//! reads on books that are nearly empty, on some of 10,000 wallets and 100,000 entries, and on some of a million
+//! wallets and ten million entries, in turn.
 //! And how many bytes a request leaves behind.
 //!
 //! `make bench-growth`. `BENCH_WALLETS` and `BENCH_ENTRIES` say how large the large books are,
@@ -62,6 +63,8 @@ struct Size {
 
 impl Size {
     const SMALL: Self = Self { wallets: ACTIVE, of_first: 0, of_others: 0 };
+    /// Enough wallets that each of those in use has pages of its own, as it has in the large books.
+    const MEDIUM: (i64, i64) = (10_000, 100_000);
 
     fn new(wallets: i64, entries: i64) -> Self {
         let of_first = entries / 10;
@@ -153,7 +156,8 @@ async fn main() {
         let bytes = url("bytes").await;
         measure_bytes(kind, &bytes).await;
         let mut both = Vec::new();
-        for (name, size) in [("small", Size::SMALL), ("large", large)] {
+        let medium = Size::new(Size::MEDIUM.0, Size::MEDIUM.1);
+        for (name, size) in [("small", Size::SMALL), ("medium", medium), ("large", large)] {
             both.push(filled(url(name).await, size, &file(name)).await);
         }
         measure_growth(kind, &both, round, rounds).await;
@@ -167,7 +171,7 @@ async fn main() {
         // A file of SQLite's is given back when nobody has a handle on it any more.
         let urls = both.into_iter().map(|books| books.url).collect::<Vec<_>>();
         measure_starts(kind, &urls).await;
-        for name in ["bytes", "small", "large"] {
+        for name in ["bytes", "small", "medium", "large"] {
             forget(&file(name));
         }
     }
@@ -231,8 +235,11 @@ fn fill_statements(size: Size, terms: Terms) -> Vec<String> {
         format!("substr('{zeros}' || CAST({number} AS TEXT), length(CAST({number} AS TEXT)) + 1)")
     };
     let address = |number: &str| format!("'0x' || {}", padded(number, 40));
-    let (owner, each, id) =
-        (address("i"), format!("CASE WHEN i = 0 THEN {of_first} ELSE {of_others} END"), padded("i", 24));
+    let (owner, each, id) = (
+        address("i"),
+        format!("CAST(CASE WHEN i = 0 THEN {of_first} ELSE {of_others} END AS BIGINT)"),
+        padded("i", 24),
+    );
     // Of the charges, counted from 0: those of the first wallet, then each other's.
     let others = of_others.max(1);
     let number = format!("CASE WHEN i < {of_first} THEN 0 ELSE 1 + (i - {of_first}) / {others} END");
@@ -344,7 +351,7 @@ async fn measure_growth(kind: &str, both: &[Books], round: Duration, rounds: i64
     println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
     for load in Load::ALL {
         for callers in CALLERS {
-            let mut measured: [Vec<common::Measured>; 2] = Default::default();
+            let mut measured: [Vec<common::Measured>; 3] = Default::default();
             for _ in 0..rounds {
                 for (books, measured) in both.iter().zip(&mut measured) {
                     let size = books.size;
@@ -357,24 +364,29 @@ async fn measure_growth(kind: &str, both: &[Books], round: Duration, rounds: i64
             let medians = measured.each_ref().map(|all| middle(all.iter().map(|m| m.median.as_micros())));
             let failed: u64 = measured.iter().flatten().map(|m| m.failed).sum();
             println!(
-                "| {} | {callers} | {} | {} | {} | {} | {failed} | {} |",
+                "| {} | {callers} | {}, {}, {} | {}, {}, {} | {failed} | {} | {} |",
                 load.name(),
                 rates[0],
                 rates[1],
+                rates[2],
                 medians[0],
                 medians[1],
-                hundredths(medians[1], medians[0]),
+                medians[2],
+                hundredths(rates[2], rates[0]),
+                hundredths(rates[2], rates[1]),
             );
         }
     }
-    println!("\n| {kind}, read | small µs | large µs | large / small |");
+    println!("\n| {kind}, read | small, medium, large µs | large / small | large / medium |");
     println!("| --- | ---: | ---: | ---: |");
     let mut found = Vec::new();
     for books in both {
         found.push(reads(books).await);
     }
-    for (small, large) in found[0].iter().zip(&found[1]) {
-        println!("| {} | {} | {} | {} |", small.0, small.1, large.1, hundredths(large.1, small.1));
+    for (place, (name, small)) in found[0].iter().enumerate() {
+        let (medium, large) = (found[1][place].1, found[2][place].1);
+        let (of_small, of_medium) = (hundredths(large, *small), hundredths(large, medium));
+        println!("| {name} | {small}, {medium}, {large} | {of_small} | {of_medium} |");
     }
 }
 
@@ -428,23 +440,33 @@ async fn reads(books: &Books) -> Vec<(&'static str, u128)> {
     read!("a sweep for holds of the dead", ledger.sweep().await.unwrap());
     read!("open holds (a gauge)", ledger.open_holds().await.unwrap());
     // As `payments::store` has it.
-    let by_state = "SELECT state, COUNT(*) AS n FROM payments GROUP BY state";
+    let by_state = "WITH others AS (
+            SELECT state, COUNT(*) AS n FROM payments
+            WHERE state IN ('verified', 'signed', 'broadcast', 'mined', 'credited', 'expired', 'cancelled',
+                            'failed', 'reorged')
+            GROUP BY state
+        )
+        SELECT state, n FROM others
+        UNION ALL
+        SELECT 'finalized', CAST((SELECT COALESCE(MAX(id), 0) FROM payments)
+                                 - (SELECT COALESCE(SUM(n), 0) FROM others) AS BIGINT)";
     read!("payments by state (a gauge)", books.db.rows(by_state, vec![]).await.unwrap());
     found
 }
 
 /// How long the program takes until it serves.
 async fn measure_starts(kind: &str, urls: &[String]) {
-    println!("\n| {kind}, from the start to serving | small ms | large ms | large / small |");
-    println!("| --- | ---: | ---: | ---: |");
-    let mut times: [Vec<u128>; 2] = Default::default();
+    println!("\n| {kind}, from the start to serving | small, medium, large ms | large / small |");
+    println!("| --- | ---: | ---: |");
+    let mut times: [Vec<u128>; 3] = Default::default();
     for _ in 0..STARTS {
         for (url, times) in urls.iter().zip(&mut times) {
             times.push(start(url).await.as_millis());
         }
     }
-    let [small, large] = times.map(|times| middle(times.into_iter()));
-    println!("| the middle one of {STARTS} starts | {small} | {large} | {} |", hundredths(large, small));
+    let [small, medium, large] = times.map(|times| middle(times.into_iter()));
+    let ratio = hundredths(large, small);
+    println!("| the middle one of {STARTS} starts | {small}, {medium}, {large} | {ratio} |");
 }
 
 async fn start(url: &str) -> Duration {

@@ -656,18 +656,21 @@ fn migrator(dialect: Dialect) -> Migrator {
         (7, "sessions", include_str!("../migrations/0007_sessions.sql")),
         (8, "payment identifiers", include_str!("../migrations/0008_payment_identifiers.sql")),
         (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
+        (10, "receipt archives", include_str!("../migrations/0010_receipt_archives.sql")),
         (20, "usage units", include_str!("../migrations/0020_usage_units.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [
             (1001, "guards", include_str!("../migrations/sqlite/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
+            (1003, "receipt archives", include_str!("../migrations/sqlite/1003_receipt_archives.sql")),
             (1010, "checks", include_str!("../migrations/sqlite/1010_checks_without_lists.sql")),
         ]
         .as_slice(),
         Dialect::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
+            (1003, "receipt archives", include_str!("../migrations/postgres/1003_receipt_archives.sql")),
         ]
         .as_slice(),
     };

@@ -124,6 +124,22 @@ fn the_modules_of_the_library_are_all_ruled() {
 }
 
 #[test]
+fn no_migration_is_forgotten() {
+    let known = fs::read_to_string(project_root().join("src/db.rs")).unwrap();
+    let mut files = 0;
+    for directory in ["migrations", "migrations/sqlite", "migrations/postgres"] {
+        for entry in fs::read_dir(project_root().join(directory)).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".sql") {
+                files += 1;
+                assert!(known.contains(&format!("../{directory}/{name}\"")), "{directory}/{name} is not run");
+            }
+        }
+    }
+    assert!(files > 10, "the migrations are not where this test looks for them");
+}
+
+#[test]
 fn a_breach_of_the_layout_is_seen() {
     let breach = |path: &str, text: &str| violations(&[(path.to_owned(), text.to_owned())]);
     assert_eq!(breach("pricing/charge.rs", "use crate::money::MicroUsdc;"), Vec::<String>::new());
