@@ -346,9 +346,9 @@ fn fill_statements(size: Size, terms: Terms) -> Vec<String> {
 /// The same on each of the books in turn, and how much more the last takes than the first.
 async fn measure_growth(kind: &str, both: &[Books], round: Duration, rounds: i64) {
     println!(
-        "\n| {kind}, hold and settle | callers | small /s | large /s | small median µs | large median µs | failed | large / small, medians |"
+        "\n| {kind}, hold and settle | callers | a second: small, medium, large | median µs | failed | a second, large / small | large / medium |"
     );
-    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |");
+    println!("| --- | ---: | ---: | ---: | ---: | ---: | ---: |");
     for load in Load::ALL {
         for callers in CALLERS {
             let mut measured: [Vec<common::Measured>; 3] = Default::default();
@@ -402,7 +402,7 @@ async fn reads(books: &Books) -> Vec<(&'static str, u128)> {
     let page = ledger.receipts(owner, None, PAGE).await.unwrap();
     assert_eq!(i64::try_from(page.len()).unwrap(), PAGE);
     let newest = page[0].id.clone();
-    // In the midst of the history, where there is one.
+    // In the midst of the history of the wallet, where there is one.
     let past = books.size.of_first / 2;
     let (before, oldest) = if past > 0 {
         ((Timestamp::from_millis(THEN_MS + past), id_of(past)), id_of(0))

@@ -205,10 +205,11 @@ pub async fn receipts_of(
 ) -> Result<Vec<Receipt>, DbError> {
     // No receipt is as late as the end of time, so without a cursor all are before it.
     let (time, id) = before.unwrap_or((Timestamp::from_millis(i64::MAX), String::new()));
+    // Compared as one, the index goes straight to it. Of an OR PostgreSQL reads all that is newer first.
     let rows = db
         .rows(
             "SELECT * FROM receipts
-             WHERE wallet = $1 AND (created_at_ms < $2 OR (created_at_ms = $2 AND id < $3))
+             WHERE wallet = $1 AND (created_at_ms, id) < ($2, $3)
              ORDER BY created_at_ms DESC, id DESC LIMIT $4",
             args![wallet, time, id, limit],
         )

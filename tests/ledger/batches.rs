@@ -698,6 +698,50 @@ async fn no_table_is_read_whole_for_a_batch() {
     books.discard().await;
 }
 
+/// However long the history is, a page of it costs a page.
+#[tokio::test]
+async fn a_page_in_the_midst_of_a_long_history_is_not_counted_off() {
+    const RECEIPTS: i64 = 2000;
+    let books = Books::postgres().await;
+    let ledger = books.ledger("a");
+    books.credit(wallet(1), 1_000_000).await;
+    let hold_at = |number: i64| Hold {
+        created_at: books.clock.now().plus_seconds(number),
+        ..hold(format!("req_{number:04}"), wallet(1), 100)
+    };
+    let holds: Vec<_> = (0..RECEIPTS).map(hold_at).collect();
+    for part in holds.chunks(500) {
+        let held: Vec<_> = part.iter().cloned().map(Operation::Hold).collect();
+        let ends: Vec<_> = part.iter().map(|hold| Operation::End(settled(hold, completion(1)))).collect();
+        for operations in [held, ends] {
+            assert!(together(&books, &ledger, &operations).await.iter().all(Result::is_ok));
+        }
+    }
+    books.sql("ANALYZE receipts").await.unwrap();
+    let read = "SELECT CAST(COALESCE(SUM(idx_tup_read), 0) AS BIGINT) AS n FROM pg_stat_user_indexes
+                WHERE relname = 'receipts'";
+    // What a connection did is counted when it ends.
+    books.db.close().await;
+    let look = Db::open(&books.url, Access::Inspect).await.unwrap();
+    let before = look.row(read, vec![]).await.unwrap().unwrap().int("n").unwrap();
+    let reader = Db::open(&books.url, Access::Inspect).await.unwrap();
+    let midst = &holds[1000];
+    let from = Some((midst.created_at, midst.id.clone()));
+    let page =
+        Ledger::new(reader.clone(), books.clock.clone(), "b".into()).receipts(wallet(1), from, 20).await;
+    let ids: Vec<_> = page.unwrap().into_iter().map(|receipt| receipt.id).collect();
+    assert_eq!(ids, holds[980..1000].iter().rev().map(|hold| hold.id.clone()).collect::<Vec<_>>());
+    reader.close().await;
+    let read_of_it = crate::support::eventually("it is counted", async || {
+        let now = look.row(read, vec![]).await.unwrap().unwrap().int("n").unwrap();
+        (now > before).then_some(now - before)
+    });
+    let read_of_it = read_of_it.await;
+    assert!(read_of_it <= 40, "{read_of_it} entries of the index were read for a page of 20");
+    look.close().await;
+    books.discard().await;
+}
+
 #[tokio::test]
 async fn what_was_asked_for_is_done_though_nobody_waits() {
     both(async |books| {
