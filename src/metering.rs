@@ -665,8 +665,9 @@ impl OpenHold {
     async fn book(&self, ending: Ending, when_late: WhenLate) -> Option<Ended> {
         let late = (when_late == WhenLate::Release).then(Arc::<AtomicBool>::default);
         let (ledger, tasks) = (self.ledger.clone(), self.tasks.clone());
-        let booking = self.tasks.see_through(book_until_done(ledger, tasks, ending, late.clone()));
-        let booked = tokio::time::timeout(SETTLE_WAIT, booking).await;
+        let mut booking = self.tasks.see_through(book_until_done(ledger, tasks, ending, late.clone()));
+        let booked = tokio::time::timeout(SETTLE_WAIT, &mut booking).await;
+        // Said before it goes on by itself.
         if let (Err(_), Some(late)) = (&booked, late) {
             late.store(true, Ordering::Relaxed);
         }

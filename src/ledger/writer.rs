@@ -94,11 +94,8 @@ impl Writer {
     /// Has an operation done, and returns what it came to. It is done also if the caller does not wait.
     pub async fn submit(&self, operation: Operation, told: Told) -> Answer {
         let (answer, answered) = oneshot::channel();
-        {
-            let mut queue = self.0.queue();
-            queue.push(Waiting { operation, asker: Asker { answer: Some(answer), told } })?;
-            self.0.write_if_need_be(&mut queue);
-        }
+        self.0.queue().push(Waiting { operation, asker: Asker { answer: Some(answer), told } })?;
+        self.0.write_if_need_be();
         answered.await.unwrap_or(Err(LedgerError::Db(DbError::Abandoned)))
     }
 
@@ -114,11 +111,15 @@ impl Inner {
     }
 
     /// Starts a writer where there is something to write and nobody who gets on with it.
-    fn write_if_need_be(self: &Arc<Self>, queue: &mut Queue) {
-        if queue.ready.is_empty() || queue.writers > queue.stuck || queue.writers >= self.most_writers {
-            return;
+    fn write_if_need_be(self: &Arc<Self>) {
+        {
+            let mut queue = self.queue();
+            if queue.ready.is_empty() || queue.writers > queue.stuck || queue.writers >= self.most_writers {
+                return;
+            }
+            queue.writers += 1;
         }
-        queue.writers += 1;
+        // With the queue let go of: what cannot be started any more is dropped at once, and takes it.
         let (inner, has_ended) = (Arc::clone(self), false);
         match &self.driver {
             Driver::Postgres(pool) => {
@@ -272,9 +273,8 @@ struct Stuck<'a>(&'a Arc<Inner>);
 
 impl<'a> Stuck<'a> {
     fn new(inner: &'a Arc<Inner>) -> Self {
-        let mut queue = inner.queue();
-        queue.stuck += 1;
-        inner.write_if_need_be(&mut queue);
+        inner.queue().stuck += 1;
+        inner.write_if_need_be();
         Self(inner)
     }
 }
