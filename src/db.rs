@@ -425,9 +425,13 @@ impl Db {
 
     pub async fn close(&self) {
         match &self.0 {
-            Pools::Sqlite { write, read, .. } => {
+            Pools::Sqlite { write, read, file, .. } => {
                 read.close().await;
                 write.close().await;
+                // The last to close brings the log into the file.
+                if let Ok(mut turn) = file.turn().await {
+                    *turn.slot = None;
+                }
             }
             Pools::Postgres(pool) => pool.close().await,
         }

@@ -760,3 +760,47 @@ async fn what_was_asked_for_is_done_though_nobody_waits() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn nothing_is_left_in_sqlites_log_by_who_closes_last() {
+    let books = Books::sqlite().await;
+    let log = books.scratch.path().join("books.db-wal");
+    let ledger = books.ledger("a");
+    books.credit(wallet(1), 1000).await;
+    ledger.hold(&hold("req_1", wallet(1), 300)).await.unwrap();
+    assert!(log.exists());
+    books.db.close().await;
+    assert!(!log.exists(), "who copies the file alone would miss what is in its log");
+}
+
+/// SQLite makes a table of a list of more than two for each row that it is compared with.
+#[tokio::test]
+async fn sqlite_makes_no_tables_to_check_what_every_request_writes() {
+    let books = Books::sqlite().await;
+    for insert in [
+        "EXPLAIN INSERT INTO entries (wallet, seq, kind, reference, amount_micro, balance_before_micro,
+             balance_after_micro, contra_account, contra_micro, created_at_ms)
+         VALUES ('', 1, 'charge', '', -1, 1, 0, 'revenue', 1, 0)",
+        "EXPLAIN INSERT INTO receipts (id, wallet, model, outcome, hold_micro, charged_micro, cost_pico,
+             prompt_tokens, cached_tokens, completion_tokens, terms, created_at_ms, ended_at_ms)
+         VALUES ('', '', '', 'settled', 0, 0, 0, 0, 0, 0, '', 0, 0)",
+    ] {
+        let steps = books.db.rows(insert, vec![]).await.unwrap();
+        let steps: Vec<_> = steps.iter().map(|step| step.text("opcode").unwrap()).collect();
+        assert!(steps.iter().any(|step| step == "Insert"), "{steps:?}");
+        assert!(!steps.iter().any(|step| step == "OpenEphemeral"), "{insert}");
+    }
+    // And what they refused they refuse.
+    let mut tx = books.db.begin().await.unwrap();
+    let wallet = "INSERT INTO wallets (address, balance_micro, seq, created_at_ms) VALUES ('0x', 1, 1, 0)";
+    tx.execute(wallet, vec![]).await.unwrap();
+    for (kind, contra) in [("gift", "revenue"), ("charge", "nobody")] {
+        let entry = "INSERT INTO entries (wallet, seq, kind, reference, amount_micro, balance_before_micro,
+                         balance_after_micro, contra_account, contra_micro, created_at_ms)
+                     VALUES ('0x', 1, $1, '', -1, 1, 0, $2, 1, 0)";
+        let refused = tx.execute(entry, vec![Arg::from(kind), Arg::from(contra)]).await.unwrap_err();
+        assert!(refused.is_check_violation(), "{refused}");
+    }
+    drop(tx);
+    books.discard().await;
+}

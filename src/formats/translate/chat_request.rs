@@ -69,7 +69,7 @@ pub fn read(request: &ChatRequest<'_>, offer: &Offer) -> Result<Conversation, Ba
         system,
         turns,
         tools: body.objects("tools")?.iter().map(read_tool).collect::<Result<_, _>>()?,
-        tool_choice: read_tool_choice(&body)?,
+        tool_choice: read_tool_choice(&body, read_named)?,
         one_call: !parallel,
         max_tokens: request.max_tokens_for(offer),
         sampling: read_sampling(&body)?,
@@ -265,6 +265,11 @@ fn read_tool(tool: &Members<'_>) -> Result<Tool, BadRequest> {
     tool.only(&["type", "function"], &["cache_control"])?;
     let function = tool.must_object("function")?;
     function.only(&["name", "description", "parameters", "strict"], &[])?;
+    declared(&function)
+}
+
+/// A function as it is declared: in chat completions within its tool, in responses as the tool.
+pub(super) fn declared(function: &Members<'_>) -> Result<Tool, BadRequest> {
     Ok(Tool {
         name: function.must_text("name")?,
         description: function.text("description")?,
@@ -273,7 +278,18 @@ fn read_tool(tool: &Members<'_>) -> Result<Tool, BadRequest> {
     })
 }
 
-fn read_tool_choice(body: &Members<'_>) -> Result<Option<ToolChoice>, BadRequest> {
+fn read_named(choice: &Members<'_>) -> Result<String, BadRequest> {
+    choice.only(&["type", "function"], &[])?;
+    let function = choice.must_object("function")?;
+    function.only(&["name"], &[])?;
+    function.must_text("name")
+}
+
+/// Which tool is to be called: a word, or a function that `named` reads the name of.
+pub(super) fn read_tool_choice(
+    body: &Members<'_>,
+    named: fn(&Members<'_>) -> Result<String, BadRequest>,
+) -> Result<Option<ToolChoice>, BadRequest> {
     if body.json("tool_choice").is_none() {
         return Ok(None);
     }
@@ -284,13 +300,10 @@ fn read_tool_choice(body: &Members<'_>) -> Result<Option<ToolChoice>, BadRequest
     if choice.must_text("type")? != "function" {
         return Err(refuse_kind(&choice, "type", "a list of allowed tools has no place there"));
     }
-    choice.only(&["type", "function"], &[])?;
-    let function = choice.must_object("function")?;
-    function.only(&["name"], &[])?;
-    Ok(Some(ToolChoice::Named(function.must_text("name")?)))
+    named(&choice).map(ToolChoice::Named).map(Some)
 }
 
-pub(super) fn read_choice_word(body: &Members<'_>, key: &str) -> Result<ToolChoice, BadRequest> {
+fn read_choice_word(body: &Members<'_>, key: &str) -> Result<ToolChoice, BadRequest> {
     match body.must_text(key)?.as_str() {
         "auto" => Ok(ToolChoice::Auto),
         "none" => Ok(ToolChoice::None),

@@ -2,13 +2,13 @@
 
 use crate::formats::conversation::{
     ANTHROPIC, ANTHROPIC_REDACTED, Call, Conversation, Format, MediaKind, Names, Part, Reasoning, Role,
-    Sampling, Source, Tool, ToolChoice, ToolResult, Turn, UNSEALED, google_signature, push_part,
+    Sampling, Source, Tool, ToolResult, Turn, UNSEALED, google_signature, push_part,
 };
 use crate::formats::members::Members;
 use crate::formats::request::{BadRequest, bad_value};
 use crate::formats::responses::ResponsesRequest;
 use crate::formats::translate::chat_request::{
-    media, read_choice_word, read_effort, read_sampling, read_schema, read_url,
+    declared, media, read_effort, read_sampling, read_schema, read_tool_choice, read_url,
 };
 use crate::formats::translate::{HARMLESS, join_texts, refuse_kind};
 use crate::pricing::{Offer, Reasoning as Policy};
@@ -99,7 +99,7 @@ pub fn read(request: &ResponsesRequest<'_>, offer: &Offer) -> Result<Conversatio
         system,
         turns,
         tools: body.objects("tools")?.iter().map(read_tool).collect::<Result<_, _>>()?,
-        tool_choice: read_tool_choice(&body)?,
+        tool_choice: read_tool_choice(&body, read_named)?,
         one_call: !parallel,
         max_tokens: request.max_tokens_for(offer),
         sampling: Sampling { seed: None, top_k: None, ..read_sampling(&body)? },
@@ -265,25 +265,10 @@ fn read_tool(tool: &Members<'_>) -> Result<Tool, BadRequest> {
         &["type", "name", "description", "parameters", "strict"],
         &["defer_loading", "allowed_callers"],
     )?;
-    Ok(Tool {
-        name: tool.must_text("name")?,
-        description: tool.text("description")?,
-        parameters: tool.object_json("parameters")?,
-        strict: tool.flag("strict")?,
-    })
+    declared(tool)
 }
 
-fn read_tool_choice(body: &Members<'_>) -> Result<Option<ToolChoice>, BadRequest> {
-    if body.json("tool_choice").is_none() {
-        return Ok(None);
-    }
-    if body.is_text("tool_choice") {
-        return read_choice_word(body, "tool_choice").map(Some);
-    }
-    let choice = body.must_object("tool_choice")?;
-    if choice.must_text("type")? != "function" {
-        return Err(refuse_kind(&choice, "type", "a list of allowed tools has no place there"));
-    }
+fn read_named(choice: &Members<'_>) -> Result<String, BadRequest> {
     choice.only(&["type", "name"], &[])?;
-    Ok(Some(ToolChoice::Named(choice.must_text("name")?)))
+    choice.must_text("name")
 }
