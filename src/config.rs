@@ -14,6 +14,7 @@ use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
+use crate::formats::conversation::UpstreamFormat;
 use crate::id::Wallet;
 use crate::limits::{Network, Rates};
 use crate::money::{MarkupBps, MicroUsdc, MoneyError, UnitPrice};
@@ -133,8 +134,16 @@ pub struct Limits {
 #[derive(Clone, Debug)]
 pub struct Provider {
     pub name: String,
+    /// The format that is spoken to it.
+    pub format: UpstreamFormat,
     pub base_url: Url,
-    pub api_key: Option<SecretString>,
+    /// Empty: it takes none. Of several, each is asked with in turn.
+    pub api_keys: Vec<SecretString>,
+    /// Establishing a connection, TLS included.
+    pub connect_timeout: Duration,
+    /// For so long it is not asked when it has failed so often in a row, nor with a key that it refuses.
+    pub cooldown: Duration,
+    pub failures_before_cooldown: u32,
     /// From sending the request to the answer's head.
     pub first_byte_timeout: Duration,
     /// Between two pieces of an answer.
@@ -344,8 +353,18 @@ struct FileProvider {
     #[serde(default = "openai_kind")]
     kind: String,
     base_url: String,
-    /// Absent: the upstream takes no key, as a model server on the same machine may.
+    /// Absent: the upstream takes no key, as a model server on the same machine may. One key, or several
+    /// between commas.
     api_key_env: Option<String>,
+    /// Of an `openai` one: whether it has `/responses`, too.
+    #[serde(default)]
+    responses: bool,
+    #[serde(default = "ten_seconds")]
+    connect_timeout_s: u32,
+    #[serde(default = "half_a_minute")]
+    cooldown_s: u32,
+    #[serde(default = "five")]
+    failures_before_cooldown: u32,
     #[serde(default = "five_minutes")]
     first_byte_timeout_s: u32,
     #[serde(default = "one_minute")]
@@ -354,6 +373,18 @@ struct FileProvider {
 
 fn openai_kind() -> String {
     "openai".into()
+}
+
+fn ten_seconds() -> u32 {
+    10
+}
+
+fn half_a_minute() -> u32 {
+    30
+}
+
+fn five() -> u32 {
+    5
 }
 
 /// A long answer that is not streamed sends its head only when it is complete.
@@ -381,6 +412,9 @@ struct FileModel {
     max_tokens_field: String,
     #[serde(default = "reject")]
     reasoning: Reasoning,
+    /// Other models of this list, which are asked in turn where this one cannot answer.
+    #[serde(default)]
+    fallbacks: Vec<String>,
     #[serde(default)]
     created: i64,
     price: FilePrice,
@@ -718,25 +752,42 @@ fn check_providers(files: Vec<FileProvider>, env: &Env) -> Result<Vec<Provider>,
         if !names.insert(file.name.clone()) {
             return Err(invalid(place("name"), "is used twice"));
         }
-        if file.kind != "openai" {
-            return Err(invalid(place("kind"), format!("{:?} is not known; known is \"openai\"", file.kind)));
-        }
-        let api_key = match &file.api_key_env {
-            None => None,
-            Some(name) => {
-                let key = env.get(name).filter(|key| !key.is_empty());
-                let key = key.ok_or_else(|| {
-                    invalid(place("api_key_env"), format!("{name} is not set in the environment"))
-                })?;
-                Some(SecretString::from(key.clone()))
+        let format = match (file.kind.as_str(), file.responses) {
+            ("openai", false) => UpstreamFormat::Chat,
+            ("openai", true) => UpstreamFormat::Responses,
+            ("anthropic", false) => UpstreamFormat::Messages,
+            ("gemini", false) => UpstreamFormat::Gemini,
+            ("anthropic" | "gemini", true) => {
+                return Err(invalid(place("responses"), "is for providers of kind \"openai\" only"));
+            }
+            (other, _) => {
+                let known = "known are \"openai\", \"anthropic\" and \"gemini\"";
+                return Err(invalid(place("kind"), format!("{other:?} is not known; {known}")));
             }
         };
-        if file.first_byte_timeout_s == 0 || file.idle_timeout_s == 0 {
-            return Err(invalid(place("timeouts"), "must be at least a second"));
+        let api_keys = match &file.api_key_env {
+            None => Vec::new(),
+            Some(name) => check_keys(&place("api_key_env"), name, env)?,
+        };
+        let seconds = [
+            file.connect_timeout_s,
+            file.first_byte_timeout_s,
+            file.idle_timeout_s,
+            file.cooldown_s,
+            file.failures_before_cooldown,
+        ];
+        if seconds.contains(&0) {
+            let problem = "connect_timeout_s, first_byte_timeout_s, idle_timeout_s, cooldown_s and \
+                           failures_before_cooldown must be at least 1";
+            return Err(invalid(place("timeouts"), problem));
         }
         providers.push(Provider {
+            format,
             base_url: parse_url(&place("base_url"), &file.base_url)?,
-            api_key,
+            api_keys,
+            connect_timeout: Duration::from_secs(file.connect_timeout_s.into()),
+            cooldown: Duration::from_secs(file.cooldown_s.into()),
+            failures_before_cooldown: file.failures_before_cooldown,
             first_byte_timeout: Duration::from_secs(file.first_byte_timeout_s.into()),
             idle_timeout: Duration::from_secs(file.idle_timeout_s.into()),
             name: file.name,
@@ -747,6 +798,27 @@ fn check_providers(files: Vec<FileProvider>, env: &Env) -> Result<Vec<Provider>,
     }
     Ok(providers)
 }
+
+/// The keys in a variable of the environment.
+fn check_keys(place: &str, name: &str, env: &Env) -> Result<Vec<SecretString>, ConfigError> {
+    let keys = env.get(name).map(String::as_str).unwrap_or_default();
+    let keys: Vec<_> = keys.split(',').map(str::trim).filter(|key| !key.is_empty()).collect();
+    if keys.is_empty() {
+        return Err(invalid(place, format!("{name} is not set in the environment")));
+    }
+    if keys.len() > MAX_KEYS {
+        return Err(invalid(place, format!("{name} has more than {MAX_KEYS} keys")));
+    }
+    if keys.iter().any(|key| !key.bytes().all(|byte| byte.is_ascii_graphic())) {
+        return Err(invalid(place, format!("{name} has a key with characters that no header may hold")));
+    }
+    Ok(keys.into_iter().map(SecretString::from).collect())
+}
+
+/// More than anybody has of one provider.
+const MAX_KEYS: usize = 64;
+/// Each may take as long as its time-outs allow, one after the other.
+const MAX_FALLBACKS: usize = 4;
 
 fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Offer>, ConfigError> {
     let mut ids = HashSet::new();
@@ -783,10 +855,12 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
             max_output_tokens: file.max_output_tokens,
             max_tokens_field: file.max_tokens_field,
             reasoning: file.reasoning,
+            fallbacks: file.fallbacks,
             created: file.created,
             id: file.id,
         });
     }
+    check_fallbacks(&offers)?;
     if let Some(idle) = providers.iter().find(|p| !offers.iter().any(|offer| offer.provider == p.name)) {
         return Err(invalid(
             format!("providers ({})", idle.name),
@@ -794,6 +868,28 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
         ));
     }
     Ok(offers)
+}
+
+fn check_fallbacks(offers: &[Offer]) -> Result<(), ConfigError> {
+    for offer in offers {
+        let refuse = |problem: String| Err(invalid(format!("models ({}).fallbacks", offer.id), problem));
+        if offer.fallbacks.len() > MAX_FALLBACKS {
+            return refuse(format!("are more than {MAX_FALLBACKS}"));
+        }
+        for (i, id) in offer.fallbacks.iter().enumerate() {
+            if *id == offer.id || offer.fallbacks.iter().take(i).any(|other| other == id) {
+                return refuse(format!("name {id:?} once too often"));
+            }
+            match offers.iter().find(|other| other.id == *id) {
+                None => return refuse(format!("name {id:?}, which is no model of this list")),
+                Some(other) if other.kind != offer.kind => {
+                    return refuse(format!("name {id:?}, which is for {}", other.kind.as_str()));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    Ok(())
 }
 
 /// A billion tokens: far above any model, and small enough that every product fits.

@@ -62,6 +62,9 @@ fn the_routes_are_those_of_the_contract() {
         ("/v1/auth/keys/{key_id}", "PATCH", Access::Owner),
         ("/v1/auth/keys/{key_id}/rotate", "POST", Access::Owner),
         ("/v1/chat/completions", "POST", Access::Priced),
+        ("/v1/messages", "POST", Access::Priced),
+        ("/v1/messages/count_tokens", "POST", Access::Caller),
+        ("/v1/responses", "POST", Access::Priced),
         ("/v1/usage/{wallet}", "GET", Access::Caller),
         ("/v1/requests", "GET", Access::Caller),
         ("/v1/requests/{id}", "GET", Access::Caller),
@@ -83,7 +86,8 @@ async fn every_route_is_public_or_asks_who_calls() {
         let call = gateway.request(method.clone(), &path);
         let call = match path.as_str() {
             "/v1/topup" => call.json(&json!({"amount": 5})),
-            "/v1/chat/completions" => call.json(&ask("Hello")),
+            "/v1/chat/completions" | "/v1/messages" => call.json(&ask("Hello")),
+            "/v1/responses" => call.json(&json!({"model": MODEL, "input": "Hello"})),
             _ => call,
         };
         let answer = call.send().await;
@@ -102,7 +106,7 @@ async fn every_route_is_public_or_asks_who_calls() {
         }
         let wrong = call.send().await;
         if matches!(access, Access::Priced | Access::Caller) {
-            wrong.error(401, "invalid_api_key");
+            assert_eq!((wrong.status, &wrong.json()["error"]["code"]), (401, &json!("invalid_api_key")));
         }
     }
 }
@@ -217,7 +221,7 @@ async fn models_are_listed_with_their_prices() {
             "id": "openai/gpt-5-mini", "object": "model", "owned_by": "openai", "name": "gpt-5-mini",
             "provider": "openai", "contextLength": 128_000, "maxOutputTokens": 16_384,
             "promptPricePer1MTokens": 0.15, "completionPricePer1M": 0.60,
-            "pricing": {"prompt": "0.18", "completion": "0.72"},
+            "pricing": {"prompt": "0.18", "completion": "0.72"}, "status": "live",
         })
     );
     assert_eq!(row(SMALL)["created"], 1_700_000_000);

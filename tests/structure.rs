@@ -20,13 +20,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("formats", &["money", "pricing"]),
     ("pricelist", &["money", "formats", "pricing"]),
     ("limits", &["clock", "id", "db"]),
-    ("config", &["money", "id", "pricing", "limits"]),
+    ("config", &["money", "id", "pricing", "formats", "limits"]),
     ("claims", &["clock", "id", "db"]),
     ("ledger", &["money", "clock", "id", "tasks", "db", "pricing", "claims"]),
     ("chain", &["money", "clock", "id", "config"]),
     ("auth", &["money", "clock", "id", "db", "config", "chain"]),
     ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),
-    ("providers", &["config"]),
+    ("providers", &["formats", "config"]),
     (
         "metering",
         &[

@@ -521,6 +521,7 @@ pub(super) mod tests {
             max_output_tokens: 16_384,
             max_tokens_field: "max_completion_tokens".into(),
             reasoning: Reasoning::Reject,
+            fallbacks: Vec::new(),
             prices: Arc::new(Prices::of_text(
                 UnitPrice::new(150_000),
                 UnitPrice::new(75_000),

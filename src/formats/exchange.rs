@@ -18,7 +18,7 @@ use crate::formats::translate::{
     messages_request, responses_answer, responses_request,
 };
 use crate::money::MicroUsdc;
-use crate::pricing::Offer;
+use crate::pricing::{Dialect, Offer};
 
 /// The mark of a request's id, which the ids made of it do without: some clients' may have 40 letters.
 const REQUEST: &str = "req_";
@@ -37,6 +37,8 @@ pub struct UpstreamRequest {
     pub format: UpstreamFormat,
     /// Behind the upstream's base URL, with its query.
     pub path: String,
+    /// Beside those that every request to it has.
+    pub headers: Vec<(&'static str, String)>,
     pub body: Bytes,
 }
 
@@ -59,6 +61,16 @@ impl UpstreamFormat {
                 | (Self::Responses, ClientFormat::Responses)
                 | (Self::Messages, ClientFormat::Messages)
         )
+    }
+
+    /// In which words it reports usage.
+    pub fn dialect(self) -> Dialect {
+        match self {
+            Self::Chat => Dialect::OpenAi,
+            Self::Responses => Dialect::Responses,
+            Self::Messages => Dialect::Anthropic,
+            Self::Gemini => Dialect::Gemini,
+        }
     }
 
     /// Where requests for `model` go, behind the upstream's base URL.
@@ -162,7 +174,7 @@ impl<'a> Request<'a> {
     pub fn to_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<UpstreamRequest, BadRequest> {
         let format = format.spoken_with(self.format());
         let path = format.path(&offer.upstream_model, self.is_stream());
-        Ok(UpstreamRequest { format, path, body: self.upstream_body(offer, format)? })
+        Ok(UpstreamRequest { format, path, headers: Vec::new(), body: self.upstream_body(offer, format)? })
     }
 
     fn upstream_body(&self, offer: &Offer, format: UpstreamFormat) -> Result<Bytes, BadRequest> {
@@ -229,6 +241,11 @@ impl Exchange {
     /// The format of the upstream's answers, and of its reports of usage.
     pub fn upstream(&self) -> UpstreamFormat {
         self.upstream
+    }
+
+    /// In which words the upstream reports usage.
+    pub fn dialect(&self) -> Dialect {
+        self.upstream.dialect()
     }
 
     /// Reads a whole answer.

@@ -6,7 +6,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
-use crate::formats::conversation::GOOGLE;
+use crate::formats::conversation::{GOOGLE, UpstreamFormat};
+use crate::formats::exchange::{COUNT_TOKENS_PATH, UpstreamRequest};
 use crate::formats::json::{Object, ObjectText, length, length_of, list, quote, with_member};
 use crate::formats::request::{
     BadRequest, Bounds, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body, part,
@@ -130,9 +131,14 @@ impl<'a> CountTokens<'a> {
         Ok(Self { model: required(&object, "model")?, prompt: measure(&object)?, object })
     }
 
-    /// The body for an upstream of this format, which counts for nothing.
-    pub fn upstream_body(&self, offer: &Offer) -> Bytes {
-        renamed(self.object.clone(), &self.prompt, offer)
+    /// What an upstream of this format is sent, which counts for nothing.
+    pub fn to_upstream(&self, offer: &Offer) -> UpstreamRequest {
+        UpstreamRequest {
+            format: UpstreamFormat::Messages,
+            path: COUNT_TOKENS_PATH.to_owned(),
+            headers: Vec::new(),
+            body: renamed(self.object.clone(), &self.prompt, offer),
+        }
     }
 
     /// The answer where the upstream does not count: about as many as there will be. Agents ask to
@@ -141,6 +147,38 @@ impl<'a> CountTokens<'a> {
         let tokens = self.prompt.estimate().min(offer.context_length).max(1);
         ObjectText::new().number("input_tokens", tokens).end().into()
     }
+}
+
+/// The header by which a client asks for what is not in the API yet.
+pub const BETA_HEADER: &str = "anthropic-beta";
+/// What may be asked for so: what changes neither prices nor bounds. Claude Code does not work without some.
+const PASSED_BETAS: &[&str] = &[
+    "claude-code-",
+    "computer-use-",
+    "context-management-",
+    "effort-",
+    "extended-cache-ttl-",
+    "fine-grained-tool-streaming-",
+    "interleaved-thinking-",
+    "model-context-window-exceeded-",
+    "output-128k-",
+    "pdfs-",
+    "prompt-caching-",
+    "structured-outputs-",
+    "token-counting-",
+    "token-efficient-tools-",
+];
+/// A long context costs more, and is for models that are sold with one.
+const LONG_CONTEXT: (&str, u64) = ("context-1m-", 200_000);
+
+/// Those of a header's that go on to the upstream.
+pub fn passed_betas(header: &str, context_length: u64) -> Option<String> {
+    let is_passed = |beta: &&str| {
+        PASSED_BETAS.iter().any(|known| beta.starts_with(known))
+            || (beta.starts_with(LONG_CONTEXT.0) && context_length > LONG_CONTEXT.1)
+    };
+    let passed: Vec<_> = header.split(',').map(str::trim).filter(is_passed).collect();
+    (!passed.is_empty()).then(|| passed.join(","))
 }
 
 fn renamed(mut object: Object<'_>, prompt: &Prompt, offer: &Offer) -> Bytes {
@@ -722,7 +760,7 @@ mod tests {
         let body = br#"{"model":"p/m","messages":[{"role":"user","content":"twelve bytes"}],"tools":[]}"#;
         let count = CountTokens::parse(body).unwrap();
         assert_eq!(
-            count.upstream_body(&offer()),
+            count.to_upstream(&offer()).body,
             r#"{"model":"gpt-5-mini-2026","messages":[{"role":"user","content":"twelve bytes"}],"tools":[]}"#
         );
         assert_eq!(count.estimate(&offer()), r#"{"input_tokens":4}"#);

@@ -9,7 +9,9 @@ use serde::Serialize;
 
 use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
-use crate::formats::chat::BadRequest;
+use crate::formats::conversation::ClientFormat;
+use crate::formats::errors::ErrorText;
+use crate::formats::request::BadRequest;
 use crate::http::purchase;
 use crate::ledger::{KeyCap, LedgerError};
 use crate::limits::LimitError;
@@ -83,7 +85,7 @@ pub struct ErrorBody {
     error: ErrorDetail,
 }
 
-#[derive(Serialize, JsonSchema)]
+#[derive(Clone, Serialize, JsonSchema)]
 struct ErrorDetail {
     /// What to do next, for people.
     message: String,
@@ -98,11 +100,29 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let kind = self.kind();
         let error = ErrorDetail { message: self.message, r#type: kind, code: self.code, param: self.param };
-        let body = ErrorBody { error };
+        let body = ErrorBody { error: error.clone() };
         let mut response = super::json(self.status, &body);
         response.headers_mut().extend(self.headers);
+        response.extensions_mut().insert(error);
         response
     }
+}
+
+/// Tells the error that an answer is, if it is one, as clients of this format know it.
+pub fn retold(response: Response, format: ClientFormat, request_id: &str) -> Response {
+    let (parts, body) = response.into_parts();
+    let Some(error) = parts.extensions.get::<ErrorDetail>() else {
+        return Response::from_parts(parts, body);
+    };
+    let text = ErrorText {
+        status: parts.status.as_u16(),
+        code: error.code,
+        message: &error.message,
+        param: error.param.as_deref(),
+        request_id: Some(request_id),
+    };
+    let body = text.body(format);
+    Response::from_parts(parts, body.into())
 }
 
 impl From<BadRequest> for ApiError {
@@ -283,7 +303,18 @@ impl From<UpstreamError> for ApiError {
                 "upstream_timeout",
                 format!("{message}: nothing was charged"),
             ),
-            UpstreamError::Refused { .. } => bad_gateway("upstream_refused"),
+            UpstreamError::Refused { .. } | UpstreamError::Exhausted { .. } => {
+                bad_gateway("upstream_refused")
+            }
+            UpstreamError::Unavailable { retry_after } => {
+                let seconds = retry_after.as_secs().max(1);
+                let message = format!(
+                    "{message}, since its provider has been failing; nothing was charged: try again in {seconds} \
+                     seconds, or ask another model (GET /v1/models says which are live)"
+                );
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "model_unavailable", message)
+                    .with_header(RETRY_AFTER, HeaderValue::from(seconds))
+            }
             UpstreamError::Unreachable => bad_gateway("upstream_unreachable"),
             UpstreamError::Nonsense => bad_gateway("upstream_invalid_answer"),
             UpstreamError::BrokeOff => bad_gateway("upstream_broke_off"),
@@ -291,7 +322,7 @@ impl From<UpstreamError> for ApiError {
     }
 }
 
-/// Without [`MeteringError::Insufficient`], whose answer quotes a top-up: see `http::chat`.
+/// Without [`MeteringError::Insufficient`], whose answer quotes a top-up: see `http::inference`.
 impl From<MeteringError> for ApiError {
     fn from(error: MeteringError) -> Self {
         match error {
@@ -301,6 +332,7 @@ impl From<MeteringError> for ApiError {
             MeteringError::Unpriceable => {
                 Self::invalid("unpriceable", "the request cannot be priced: ask for less")
             }
+            MeteringError::BadRequest(error) => error.into(),
             MeteringError::Upstream(error) => error.into(),
             MeteringError::Ledger(error) => error.into(),
             MeteringError::Limited(error) => error.into(),

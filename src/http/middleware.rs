@@ -16,9 +16,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tower_http::cors::{AllowHeaders, AllowMethods, AllowOrigin, CorsLayer};
 
 use crate::app::App;
+use crate::formats::conversation::ClientFormat;
 use crate::http::extract::{self, RequestId};
 use crate::http::leftover::Leftover;
-use crate::http::{limits, names, route_table};
+use crate::http::{error, inference, limits, names, route_table};
 use crate::telemetry;
 
 /// How long a browser may remember a preflight's answer.
@@ -96,6 +97,9 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let awaits_leave = request.headers().contains_key(EXPECT);
 
     let mut response = next.run(request).await;
+    if inference::speaks_messages(route) {
+        response = error::retold(response, ClientFormat::Messages, &id);
+    }
     if response.status().as_u16() >= 400 && !awaits_leave {
         leftover.discard().await;
     }

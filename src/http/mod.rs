@@ -1,8 +1,8 @@
 //! The public API: parsing at the edge, rendering at the end, nothing of substance between.
 
-mod chat;
 mod error;
 mod extract;
+mod inference;
 mod key_limits;
 mod keys;
 mod leftover;
@@ -71,7 +71,10 @@ fn routes() -> Routes {
         .patch("/v1/auth/keys/{key_id}", Access::Owner, keys::change)
         .delete("/v1/auth/keys/{key_id}", Access::Owner, keys::revoke)
         .post("/v1/auth/keys/{key_id}/rotate", Access::Owner, keys::rotate)
-        .post("/v1/chat/completions", Access::Priced, chat::completions)
+        .post(inference::CHAT.path, Access::Priced, inference::chat)
+        .post(inference::RESPONSES.path, Access::Priced, inference::responses)
+        .post(inference::MESSAGES.path, Access::Priced, inference::messages)
+        .post(inference::COUNT_TOKENS_PATH, Access::Caller, inference::count_tokens)
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)
         .get("/v1/requests/{id}", Access::Caller, requests::get)

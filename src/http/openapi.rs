@@ -16,7 +16,8 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::http::error::ErrorBody;
-use crate::http::{Access, chat, json as json_answer, key_limits, route_table};
+use crate::http::inference::{self, CHAT, Endpoint, MESSAGES, RESPONSES};
+use crate::http::{Access, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage};
 use crate::pricing::{ModelKind, Unit};
 
@@ -30,8 +31,10 @@ pub async fn document(State(app): State<App>) -> Response {
     let mut document = DOCUMENT.clone();
     document["servers"] = json!([{"url": base_url(&app)}]);
     if let Some(offer) = app.catalog.current().iter().find(|offer| offer.kind == ModelKind::Chat) {
-        let chat = &mut document["paths"][chat::PATH]["post"]["requestBody"]["content"][JSON];
-        chat["example"] = chat::example(&offer.id).body;
+        for endpoint in [CHAT, RESPONSES, MESSAGES] {
+            let body = &mut document["paths"][endpoint.path]["post"]["requestBody"]["content"][JSON];
+            body["example"] = (endpoint.example)(&offer.id).body;
+        }
     }
     json_answer(StatusCode::OK, &document)
 }
@@ -175,10 +178,15 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
             .body_if_any(signed_if_any(Map::new()))
             .answers::<keys::NewKey>(schemas, 200, "The key with its new secret, shown this once")
             .errors(&[404, 409]),
-        ("POST", "/v1/chat/completions") => new("A chat completion, as OpenAI's API has it")
-            .body(chat::request_schema())
-            .answers_as(200, "The answer", JSON, chat::answer_schema())
-            .answers_as(200, "With `stream`: its events", EVENTS, text()),
+        ("POST", "/v1/chat/completions") => sold("A chat completion, as OpenAI's API has it", &CHAT),
+        ("POST", "/v1/responses") => sold("A response, as OpenAI's API has it", &RESPONSES),
+        ("POST", "/v1/messages") => sold("A message, as Anthropic's API has it", &MESSAGES),
+        ("POST", inference::COUNT_TOKENS_PATH) => {
+            new("How many tokens a message's prompt has, as Anthropic's API has it; free")
+                .body((MESSAGES.request_schema)())
+                .answers_as(200, "The count, or about as many", JSON, token_count())
+                .errors(&[404, 413])
+        }
         ("GET", "/v1/usage/{wallet}") => new("A wallet's balance, and what its keys have used")
             .answers::<usage::WalletUsage>(schemas, 200, "Balance and usage"),
         ("GET", "/v1/requests") => {
@@ -188,6 +196,21 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
             .answers::<requests::ReceiptBody>(schemas, 200, "The receipt")
             .errors(&[404, 410]),
         _ => return None,
+    })
+}
+
+fn sold(summary: &'static str, endpoint: &Endpoint) -> Operation {
+    Operation::new(summary)
+        .body((endpoint.request_schema)())
+        .answers_as(200, "The answer", JSON, (endpoint.answer_schema)())
+        .answers_as(200, "With `stream`: its events", EVENTS, json!({"type": "string"}))
+}
+
+fn token_count() -> Value {
+    json!({
+        "type": "object",
+        "required": ["input_tokens"],
+        "properties": {"input_tokens": {"type": "integer", "minimum": 0}},
     })
 }
 

@@ -134,6 +134,8 @@ struct Model {
     #[schemars(with = "f64")]
     completion_price: Box<RawValue>,
     pricing: Pricing,
+    /// `live`, or `unavailable` while whoever serves it has been failing, and a request is likely to fail.
+    status: &'static str,
     /// `embedding`, `image`, `speech` or `transcription`; absent: chat.
     #[serde(skip_serializing_if = "Option::is_none")]
     kind: Option<&'static str>,
@@ -151,6 +153,7 @@ struct Pricing {
 
 pub async fn models(State(app): State<App>) -> Response {
     let markup = app.config.markup;
+    let catalog = app.catalog.current();
     let row = |offer: &'_ Arc<Offer>| -> Option<Model> {
         let price = |unit| offer.prices.charged(unit);
         let (prompt, completion) = (price(Unit::Prompt), price(Unit::Completion));
@@ -175,9 +178,10 @@ pub async fn models(State(app): State<App>) -> Response {
                 completion: completion.to_billed_usd_per_million(markup),
                 per_unit: (!is_chat).then(|| rates.collect()),
             },
+            status: if app.metering.is_available(&catalog, offer) { "live" } else { "unavailable" },
             kind: (!is_chat).then_some(offer.kind.as_str()),
         })
     };
-    let data = app.catalog.current().iter().filter_map(row).collect();
+    let data = catalog.iter().filter_map(row).collect();
     json(StatusCode::OK, &ModelList { object: "list", data })
 }

@@ -5,28 +5,34 @@
 
 mod live_stream;
 mod open_hold;
+mod route;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
-use tokio::time::Instant;
 
 use crate::auth::Principal;
 use crate::claims::{Claim, Claimed, KeptAnswer, KeptAnswers, Kind};
 use crate::clock::Clock;
-use crate::formats::chat::{Answer, Bounds, ChatRequest, Forward, StreamTap};
-use crate::formats::sse::{Event, Splitter};
+use crate::formats::conversation::UpstreamFormat;
+use crate::formats::errors::ErrorText;
+use crate::formats::exchange::Tap;
+use crate::formats::messages::CountTokens;
+use crate::formats::request::BadRequest;
 use crate::id::Wallet;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use crate::limits::{LimitError, Limits};
 use crate::money::{MarkupBps, MicroUsdc};
-use crate::pricing::{self, Offer, Quote, Reasoning, Terms};
-use crate::providers::{OpenAi, Providers, UpstreamError};
+use crate::pricing::{Catalog, Offer};
+use crate::providers::{Moment, Providers, Readiness, UpstreamError};
 use crate::tasks::Tasks;
-use live_stream::{End, LiveStream};
+use live_stream::{End, LiveStream, Reading};
 use open_hold::{Delivered, OpenHold, WhenLate, book_until_done};
+use route::Attempts;
+
+pub use route::{Asked, Quoted};
 
 /// Events on their way to a client that reads slowly; the upstream waits when they are this many.
 const CLIENT_BUFFER_EVENTS: usize = 16;
@@ -36,8 +42,6 @@ const CLIENT_STALL: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(30);
 /// … and how many at once: each costs a connection and nobody reads it.
 const MAX_DRAINS: usize = 64;
-/// The end of a stream that is whole.
-const DONE: &[u8] = b"data: [DONE]\n\n";
 /// The reason on the receipt of a request that our own stop cut off.
 const STOPPED: &str = "gateway_stopped";
 
@@ -48,6 +52,8 @@ pub enum MeteringError {
     Insufficient { required: MicroUsdc, available: MicroUsdc, affordable: Option<u64> },
     #[error("the request cannot be priced")]
     Unpriceable,
+    #[error(transparent)]
+    BadRequest(#[from] BadRequest),
     #[error(transparent)]
     Upstream(#[from] UpstreamError),
     #[error(transparent)]
@@ -105,21 +111,6 @@ struct Parts {
     drains: Arc<Semaphore>,
 }
 
-/// What is known of a request before it is held.
-pub struct Quoted {
-    terms: Terms,
-    bounds: Bounds,
-    quote: Quote,
-    may_reason_unseen: bool,
-}
-
-impl Quoted {
-    /// What the request can cost at most.
-    pub fn price(&self) -> MicroUsdc {
-        self.quote.amount
-    }
-}
-
 impl Metering {
     pub fn new(
         ledger: Ledger,
@@ -134,73 +125,74 @@ impl Metering {
         Self(Arc::new(Parts { ledger, kept, providers, clock, tasks, markup, limits, drains }))
     }
 
-    /// Prices a request by its bounds, at today's prices.
-    pub fn quote(&self, bounds: Bounds, offer: &Offer) -> Result<Quoted, MeteringError> {
-        let terms = offer.terms(self.0.markup);
-        let quote = pricing::quote(&terms, bounds.most());
-        let quote = quote.ok_or(MeteringError::Unpriceable)?;
-        // Of a model that may be asked to reason, nobody can tell how much it did.
-        let may_reason_unseen = offer.reasoning != Reasoning::Reject;
-        Ok(Quoted { terms, bounds, quote, may_reason_unseen })
+    /// Checks and prices a request for `offer`, at today's prices: what it can cost at most, whoever answers it.
+    /// An error also where nobody can be asked at the moment.
+    pub fn quote(
+        &self,
+        asked: &Asked<'_>,
+        catalog: &Catalog,
+        offer: &Arc<Offer>,
+    ) -> Result<Quoted, MeteringError> {
+        let Parts { providers, markup, clock, .. } = &*self.0;
+        let quoted = Quoted::new(asked, clock.now().seconds(), catalog, offer, (providers, *markup))?;
+        quoted.check_available(Moment::now())?;
+        Ok(quoted)
+    }
+
+    /// How long a prompt is: as its upstream says, where that counts, else about as long.
+    pub async fn count_tokens(
+        &self,
+        request: &CountTokens<'_>,
+        offer: &Offer,
+    ) -> Result<Bytes, UpstreamError> {
+        let upstream = self.0.providers.get(&offer.provider);
+        let upstream = upstream.filter(|upstream| upstream.format() == UpstreamFormat::Messages);
+        let turn =
+            upstream.and_then(|upstream| Some((upstream, upstream.turn(Moment::now(), false, |_| false)?)));
+        let Some((upstream, turn)) = turn else { return Ok(request.estimate(offer)) };
+        match upstream.whole(turn, &request.to_upstream(offer)).await {
+            Ok(counted) => {
+                upstream.succeeded();
+                Ok(counted)
+            }
+            Err(error) => {
+                upstream.failed(turn, &error, Moment::now());
+                match error {
+                    UpstreamError::BadRequest { .. } => Err(error),
+                    _ => Ok(request.estimate(offer)),
+                }
+            }
+        }
+    }
+
+    /// Whether an offer, or one that may stand in for it, has been answering.
+    pub fn is_available(&self, catalog: &Catalog, offer: &Offer) -> bool {
+        let now = Moment::now();
+        let fallbacks = offer.fallbacks.iter().filter_map(|id| catalog.get(id)).map(AsRef::as_ref);
+        std::iter::once(offer).chain(fallbacks).any(|offer| {
+            let upstream = self.0.providers.get(&offer.provider);
+            upstream.is_some_and(|upstream| upstream.readiness(now) == Readiness::Well)
+        })
     }
 
     /// Runs a request to its whole answer. The answer is settled when this returns; the request is
     /// run and settled also when the future is dropped.
-    pub async fn answer(
-        &self,
-        order: Order,
-        request: &ChatRequest<'_>,
-        quoted: Quoted,
-        offer: &Offer,
-    ) -> Result<PaidAnswer, MeteringError> {
-        let upstream = self.upstream(offer)?.clone();
-        let body = request.upstream_body(offer);
-        let model = request.model.clone();
+    pub async fn answer(&self, order: Order, quoted: Quoted) -> Result<PaidAnswer, MeteringError> {
         let metering = self.clone();
         let run = async move {
-            let open = metering.begin(order, quoted).await?;
-            answer_whole(open, &upstream, body, &model).await
+            let open = metering.begin(order, &quoted).await?;
+            metering.answer_whole(open, &quoted).await
         };
         self.0.tasks.see_through(run).await
     }
 
-    /// Runs a request whose answer is streamed. Returns when the upstream has begun to answer; the
+    /// Runs a request whose answer is streamed. Returns when there is output, or has been none for a while; the
     /// receiver then yields what the client gets, and the last event comes after the settlement.
-    pub async fn stream(
-        &self,
-        order: Order,
-        request: &ChatRequest<'_>,
-        quoted: Quoted,
-        offer: &Offer,
-    ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
-        let upstream = self.upstream(offer)?.clone();
-        let body = request.upstream_body(offer);
-        let tap = StreamTap::new(&request.model, request.wants_usage, request.choices());
+    pub async fn stream(&self, order: Order, quoted: Quoted) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
         let metering = self.clone();
         let run = async move {
-            let open = metering.begin(order, quoted).await?;
-            let answer = tokio::select! {
-                answer = upstream.chat_stream(body) => answer,
-                () = metering.0.tasks.aborted() => {
-                    open.release(STOPPED).await;
-                    return Err(MeteringError::Stopping);
-                }
-            };
-            match answer {
-                Err(error) => {
-                    open.release(error.reason()).await;
-                    Err(error.into())
-                }
-                Ok(answer) => {
-                    let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
-                    let sent = open.kept.is_some().then(Vec::new);
-                    let stream =
-                        LiveStream { answer, splitter: Splitter::default(), tap, client, sent, open };
-                    // By itself from here on: it goes no faster than its client, and on without one.
-                    metering.0.tasks.spawn(metering.clone().pump(stream));
-                    Ok(events)
-                }
-            }
+            let open = metering.begin(order, &quoted).await?;
+            metering.begin_stream(open, &quoted).await
         };
         self.0.tasks.see_through(run).await
     }
@@ -216,34 +208,26 @@ impl Metering {
         let kept = self.0.kept.find(request_id).await.map_err(LedgerError::from)?;
         Ok(match kept {
             None => Replay::NotKept { charged },
-            Some(KeptAnswer { kind: Kind::Stream, body }) => {
-                Replay::Stream([body.as_ref(), DONE].concat().into())
+            Some(KeptAnswer { kind: Kind::Stream, body }) => Replay::Stream(body),
+            Some(KeptAnswer { kind: Kind::Json, body }) => {
+                let balance = self.0.ledger.balance(wallet).await?;
+                Replay::Answer(PaidAnswer { body, ended: Ended { charged, balance } })
             }
-            Some(KeptAnswer { kind: Kind::Json, body }) => match Answer::parse(&body) {
-                Ok(answer) => {
-                    let balance = self.0.ledger.balance(wallet).await?;
-                    let body = answer.render(&receipt.terms.model, charged);
-                    Replay::Answer(PaidAnswer { body, ended: Ended { charged, balance } })
-                }
-                Err(_) => Replay::NotKept { charged },
-            },
         })
     }
 
-    fn upstream(&self, offer: &Offer) -> Result<&OpenAi, MeteringError> {
-        self.0.providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)
-    }
-
     /// Holds what a request can cost at most.
-    async fn begin(&self, order: Order, quoted: Quoted) -> Result<OpenHold, MeteringError> {
+    async fn begin(&self, order: Order, quoted: &Quoted) -> Result<OpenHold, MeteringError> {
         let Parts { ledger, tasks, .. } = &*self.0;
         let place = self.0.limits.place(order.principal.wallet)?;
+        // Until one answers, it is the first one's.
+        let (first, dearest) = (quoted.first(), quoted.dearest());
         let hold = Hold {
             id: order.id,
             wallet: order.principal.wallet,
             api_key_id: order.principal.api_key_id,
-            amount: quoted.quote.amount,
-            terms: quoted.terms,
+            amount: dearest.quote.amount,
+            terms: first.terms.clone(),
             created_at: self.0.clock.now(),
         };
         let held = match &order.claim {
@@ -255,7 +239,7 @@ impl Metering {
             Err(LedgerError::Claimed(claimed)) => return Err(MeteringError::Claimed(claimed)),
             Err(LedgerError::Insufficient { required, balance }) => {
                 let available = balance.available();
-                let affordable = quoted.quote.affordable_completion(&hold.terms, available);
+                let affordable = dearest.quote.affordable_completion(&dearest.terms, available);
                 return Err(MeteringError::Insufficient { required, available, affordable });
             }
             Err(LedgerError::Db(error)) => {
@@ -270,8 +254,8 @@ impl Metering {
         metrics::counter!("farebox_holds_total").increment(1);
         Ok(OpenHold {
             hold: Some(hold),
-            bounds: quoted.bounds,
-            may_reason_unseen: quoted.may_reason_unseen,
+            bounds: first.bounds,
+            may_reason_unseen: first.may_reason_unseen(),
             kept: order.claim.map(|_| self.0.kept.clone()),
             ledger: ledger.clone(),
             tasks: tasks.clone(),
@@ -279,9 +263,106 @@ impl Metering {
         })
     }
 
+    /// Asks one after the other for a whole answer, and settles the first that is one.
+    async fn answer_whole(&self, mut open: OpenHold, quoted: &Quoted) -> Result<PaidAnswer, MeteringError> {
+        let mut attempts = Attempts::new(&quoted.routes);
+        loop {
+            let attempt = match attempts.next(Moment::now()) {
+                Ok(attempt) => attempt,
+                Err(error) => return Err(given_up(open, error).await),
+            };
+            let (Some(route), Some(prepared)) =
+                (quoted.routes.get(attempt.route), quoted.prepare(attempt.route))
+            else {
+                attempts.pass_over(attempt);
+                continue;
+            };
+            let (asked, exchange) = prepared.as_ref();
+            let answered = tokio::select! {
+                answered = route.upstream.whole(attempt.turn, asked) => answered,
+                () = self.0.tasks.aborted() => return Err(stopped(open).await),
+            };
+            let read = answered.and_then(|body| match exchange.read(&body) {
+                Ok(answer) => {
+                    attempts.succeeded(attempt);
+                    open.serve(route);
+                    let (usage, estimate) = (answer.usage_raw(), answer.estimated_completion());
+                    let delivered = Delivered::new(exchange.dialect(), usage, estimate, true);
+                    let due = open.due(delivered, None);
+                    Ok(due.map(|due| (answer.render(due.charged()), due)))
+                }
+                Err(_) => Err(UpstreamError::Nonsense),
+            });
+            match read {
+                Ok(Some((body, due))) => {
+                    open.keep(Kind::Json, &body).await;
+                    let settled = open.settle(due, WhenLate::Release).await;
+                    let ended = settled.ok_or(MeteringError::SettlementLate)?;
+                    return Ok(PaidAnswer { body, ended });
+                }
+                // It has ended already, which nothing does before this.
+                Ok(None) => return Err(MeteringError::SettlementLate),
+                Err(error) => {
+                    if let Err(error) = attempts.failed(attempt, error, Moment::now()) {
+                        return Err(given_up(open, error).await);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks one after the other for a stream, and passes on the first that begins.
+    async fn begin_stream(
+        &self,
+        mut open: OpenHold,
+        quoted: &Quoted,
+    ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
+        let mut attempts = Attempts::new(&quoted.routes);
+        loop {
+            let attempt = match attempts.next(Moment::now()) {
+                Ok(attempt) => attempt,
+                Err(error) => return Err(given_up(open, error).await),
+            };
+            let (Some(route), Some(prepared)) =
+                (quoted.routes.get(attempt.route), quoted.prepare(attempt.route))
+            else {
+                attempts.pass_over(attempt);
+                continue;
+            };
+            let (asked, exchange) = prepared.as_ref();
+            let begin = async {
+                let answer = route.upstream.stream(attempt.turn, asked).await?;
+                let mut reading = Reading::new(answer, exchange.tap());
+                let (begun, end) = reading.begin().await?;
+                Ok((reading, begun, end))
+            };
+            let begun = tokio::select! {
+                begun = begin => begun,
+                () = self.0.tasks.aborted() => return Err(stopped(open).await),
+            };
+            match begun {
+                Ok((reading, begun, end)) => {
+                    attempts.succeeded(attempt);
+                    open.serve(route);
+                    let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
+                    let sent = open.kept.is_some().then(Vec::new);
+                    let stream = LiveStream { reading, dialect: exchange.dialect(), client, sent, open };
+                    // By itself from here on: it goes no faster than its client, and on without one.
+                    self.0.tasks.spawn(self.clone().pump(stream, begun, end));
+                    return Ok(events);
+                }
+                Err(error) => {
+                    if let Err(error) = attempts.failed(attempt, error, Moment::now()) {
+                        return Err(given_up(open, error).await);
+                    }
+                }
+            }
+        }
+    }
+
     /// Passes a stream on until it ends, one way or another, and ends its hold.
-    async fn pump(self, mut stream: LiveStream) {
-        let end = stream.forward(&self.0.tasks).await;
+    async fn pump(self, mut stream: LiveStream, begun: Bytes, end: Option<End>) {
+        let end = stream.forward(begun, end, &self.0.tasks).await;
         // Of a stream that is open, only what forwards it takes memory.
         Box::pin(self.finish(stream, end)).await;
     }
@@ -294,23 +375,31 @@ impl Metering {
             End::Stopping => (false, Some(STOPPED)),
             End::ClientGone => (self.drain(&mut stream).await, Some("client_gone")),
         };
-        let LiveStream { tap, client, sent, open, .. } = stream;
-        if let (true, Some(sent)) = (is_whole, &sent) {
-            open.keep(Kind::Stream, sent).await;
-        }
-        let nothing_came =
-            !tap.delivered_anything() && tap.usage().is_none_or(|usage| usage.completion_tokens() == 0);
+        let LiveStream { reading, dialect, client, sent, open, .. } = stream;
+        let mut tap = reading.tap;
+        let id = open.hold.as_ref().map(|hold| hold.id.clone());
+        let delivered = Delivered::from_tap(&tap, dialect, is_whole || tap.is_reported_at_end());
+        let nothing_came = !tap.delivered_anything() && !delivered.is_reported();
+        let mut last = Bytes::new();
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await
+        } else if let Some(due) = open.due(delivered, reason) {
+            if is_whole {
+                last = tap.last(due.charged());
+            }
+            if let (true, Some(sent)) = (is_whole, sent) {
+                open.keep(Kind::Stream, &[sent, last.to_vec()].concat()).await;
+            }
+            open.settle(due, WhenLate::KeepTrying).await
         } else {
-            let delivered = Delivered::from_tap(&tap, is_whole || tap.is_reported_at_end());
-            open.settle(delivered, reason, WhenLate::KeepTrying).await
+            None
         };
+        let failure = |error: &dyn std::fmt::Display| failure_event(&tap, id.as_deref(), error);
         let last = match (&end, settled) {
-            (End::Complete, Some(_)) => Bytes::from_static(DONE),
-            (End::Complete, None) => failure_event(&MeteringError::SettlementLate),
-            (End::Failed(error), _) => failure_event(error),
-            (End::Stopping | End::ClientGone, _) => failure_event(&MeteringError::Stopping),
+            (End::Complete, Some(_)) => last,
+            (End::Complete, None) => failure(&MeteringError::SettlementLate),
+            (End::Failed(error), _) => failure(error),
+            (End::Stopping | End::ClientGone, _) => failure(&MeteringError::Stopping),
         };
         // If nobody is there to read it, that is all the same.
         let _ = tokio::time::timeout(CLIENT_STALL, client.send(last)).await;
@@ -323,69 +412,27 @@ impl Metering {
         else {
             return false;
         };
-        let deadline = Instant::now() + DRAIN;
-        let read = async {
-            loop {
-                match stream.next_event().await {
-                    Ok(Some(event)) => match stream.tap.event(&event) {
-                        Forward::Send(bytes) => stream.note_sent(&bytes),
-                        Forward::Skip => {}
-                        Forward::Done => return true,
-                        Forward::Failed | Forward::Nonsense => return false,
-                    },
-                    Ok(None) => return stream.tap.is_finished(),
-                    Err(_) => return false,
-                }
-            }
-        };
         tokio::select! {
-            is_whole = tokio::time::timeout_at(deadline, read) => is_whole.unwrap_or(false),
+            is_whole = tokio::time::timeout(DRAIN, stream.read_on()) => is_whole.unwrap_or(false),
             () = self.0.tasks.aborted() => false,
         }
     }
 }
 
-/// Runs a held request to its whole answer and settles it.
-async fn answer_whole(
-    open: OpenHold,
-    upstream: &OpenAi,
-    body: Bytes,
-    model: &str,
-) -> Result<PaidAnswer, MeteringError> {
-    let answered = tokio::select! {
-        answered = upstream.chat(body) => answered,
-        () = open.tasks.aborted() => {
-            open.release(STOPPED).await;
-            return Err(MeteringError::Stopping);
-        }
-    };
-    let body = match answered {
-        Ok(body) => body,
-        Err(error) => {
-            open.release(error.reason()).await;
-            return Err(error.into());
-        }
-    };
-    let Ok(answer) = Answer::parse(&body) else {
-        open.release(UpstreamError::Nonsense.reason()).await;
-        return Err(UpstreamError::Nonsense.into());
-    };
-    let delivered = Delivered {
-        usage: answer.usage(),
-        usage_raw: answer.usage_raw().map(str::to_owned),
-        estimated_completion: answer.estimated_completion(),
-        is_whole: true,
-    };
-    open.keep(Kind::Json, &body).await;
-    let settled = open.settle(delivered, None, WhenLate::Release).await;
-    let ended = settled.ok_or(MeteringError::SettlementLate)?;
-    Ok(PaidAnswer { body: answer.render(model, ended.charged), ended })
+/// Ends the hold of a request that nobody answered.
+async fn given_up(open: OpenHold, error: UpstreamError) -> MeteringError {
+    open.release(error.reason()).await;
+    error.into()
 }
 
-/// The last event of a stream that failed, in the shape of the API's errors.
-fn failure_event(error: &dyn std::fmt::Display) -> Bytes {
-    let body = serde_json::json!({
-        "error": {"message": error.to_string(), "type": "server_error", "code": "stream_failed", "param": null}
-    });
-    Event::from_data(body.to_string().as_bytes())
+/// Ends the hold of a request that our own stop cuts off.
+async fn stopped(open: OpenHold) -> MeteringError {
+    open.release(STOPPED).await;
+    MeteringError::Stopping
+}
+
+/// The last event of a stream that failed, in the client's format.
+fn failure_event(tap: &Tap, request_id: Option<&str>, error: &dyn std::fmt::Display) -> Bytes {
+    let message = error.to_string();
+    tap.failure(&ErrorText { status: 502, code: "stream_failed", message: &message, param: None, request_id })
 }

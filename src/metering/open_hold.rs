@@ -8,11 +8,13 @@ use std::time::Duration;
 use metrics::Counter;
 
 use crate::claims::{KeptAnswers, Kind};
-use crate::formats::chat::{Bounds, StreamTap};
+use crate::formats::exchange::Tap;
+use crate::formats::request::Bounds;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use crate::limits::Place;
-use crate::money::MicroUsdc;
-use crate::pricing::{Charge, Reported, Usage};
+use crate::metering::route::Route;
+use crate::money::{MicroUsdc, PicoUsd};
+use crate::pricing::{Charge, Dialect, Reported, Usage};
 use crate::tasks::Tasks;
 
 /// How long an answer waits for its settlement while the database is away.
@@ -22,7 +24,7 @@ const SETTLE_RETRY: Duration = Duration::from_millis(500);
 
 /// What came of a request, as far as it is known.
 pub struct Delivered {
-    pub usage: Option<Usage>,
+    pub reported: Option<Reported>,
     pub usage_raw: Option<String>,
     pub estimated_completion: u64,
     /// Whether this is all there was to come: then a report of usage is the last word.
@@ -30,13 +32,48 @@ pub struct Delivered {
 }
 
 impl Delivered {
-    pub fn from_tap(tap: &StreamTap, is_whole: bool) -> Self {
+    pub fn new(dialect: Dialect, usage_raw: Option<&str>, estimated_completion: u64, is_whole: bool) -> Self {
         Self {
+            reported: usage_raw.and_then(|raw| Reported::read(dialect, raw)),
+            usage_raw: usage_raw.map(str::to_owned),
+            estimated_completion,
             is_whole,
-            usage: tap.usage(),
-            usage_raw: tap.usage_raw().map(str::to_owned),
-            estimated_completion: tap.estimated_completion(),
         }
+    }
+
+    pub fn from_tap(tap: &Tap, dialect: Dialect, is_whole: bool) -> Self {
+        Self::new(dialect, tap.usage_raw(), tap.estimated_completion(), is_whole)
+    }
+
+    /// Whether the upstream says that there was any output.
+    pub fn is_reported(&self) -> bool {
+        self.reported.is_some_and(|reported| reported.usage.completion_tokens() > 0)
+    }
+
+    /// What the upstream says that it charges, also in a report that says nothing else of use.
+    fn upstream_cost(&self) -> Option<PicoUsd> {
+        match (&self.reported, &self.usage_raw) {
+            (Some(reported), _) => reported.cost,
+            (None, Some(raw)) => Reported::cost_in(raw),
+            (None, None) => None,
+        }
+    }
+}
+
+/// How a hold is to end by what was delivered.
+pub struct Due {
+    outcome: Outcome,
+    reason: Option<String>,
+    usage: Usage,
+    usage_raw: Option<String>,
+    upstream_cost: Option<PicoUsd>,
+    charge: Charge,
+}
+
+impl Due {
+    /// Micro-USDC, should nothing come between.
+    pub fn charged(&self) -> MicroUsdc {
+        self.charge.charged
     }
 }
 
@@ -64,6 +101,17 @@ pub struct OpenHold {
 }
 
 impl OpenHold {
+    /// From now on it is for the one who answers.
+    pub fn serve(&mut self, route: &Route) {
+        self.bounds = route.bounds;
+        self.may_reason_unseen = route.may_reason_unseen();
+        if let Some(hold) = &mut self.hold
+            && hold.terms != route.terms
+        {
+            hold.terms = route.terms.clone();
+        }
+    }
+
     /// Keeps an answer before it is settled, if it may be asked for again.
     pub async fn keep(&self, kind: Kind, body: &[u8]) {
         let (Some(kept), Some(hold)) = (&self.kept, &self.hold) else { return };
@@ -72,17 +120,11 @@ impl OpenHold {
         }
     }
 
-    /// Ends the hold at the charge for what was used, as far as that is known. `None` if the database
-    /// did not take it in time.
-    pub async fn settle(
-        mut self,
-        delivered: Delivered,
-        reason: Option<&str>,
-        when_late: WhenLate,
-    ) -> Option<Ended> {
-        let hold = self.hold.take()?;
+    /// What is due for what was delivered, as far as that is known. `None` once it has ended.
+    pub fn due(&self, delivered: Delivered, reason: Option<&str>) -> Option<Due> {
+        let hold = self.hold.as_ref()?;
         let estimate = self.estimate(delivered.estimated_completion);
-        let (outcome, usage) = match delivered.usage {
+        let (outcome, usage) = match delivered.reported.map(|reported| reported.usage) {
             Some(usage) if delivered.is_whole => (Outcome::Settled, usage),
             // A report from before the end knows the prompt, and may not know all of the output.
             Some(usage) if usage.prompt_tokens() > 0 => {
@@ -100,29 +142,20 @@ impl OpenHold {
             // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
             None => Charge { charged: hold.amount, ..Charge::default() },
         };
-        if !charge.unpriced.is_empty() {
-            tracing::error!(
-                request = %hold.id, model = %hold.terms.model, units = %charge.unpriced,
-                "a request used what has no price; it is charged for the rest"
-            );
-            metrics::counter!("farebox_unpriced_requests_total", "model" => hold.terms.model.clone())
-                .increment(1);
-        }
-        if charge.above_hold > MicroUsdc::ZERO {
-            tracing::error!(
-                request = %hold.id, model = %hold.terms.model, above_hold_micro = charge.above_hold.get(),
-                "a request cost more than its hold; the operator bears the difference"
-            );
-            metrics::counter!("farebox_above_hold_micro_total")
-                .increment(u64::try_from(charge.above_hold.get()).unwrap_or_default());
-        }
-        let usage_raw = delivered.usage_raw;
-        let upstream_cost = usage_raw.as_deref().and_then(Reported::cost_in);
         let reason = match (reason, outcome) {
             (Some(reason), _) => Some(reason.to_owned()),
             (None, Outcome::Estimated) => Some("usage_missing".to_owned()),
             (None, _) => None,
         };
+        let upstream_cost = delivered.upstream_cost();
+        Some(Due { outcome, reason, usage, usage_raw: delivered.usage_raw, upstream_cost, charge })
+    }
+
+    /// Ends the hold with what is due. `None` if the database did not take it in time.
+    pub async fn settle(mut self, due: Due, when_late: WhenLate) -> Option<Ended> {
+        let hold = self.hold.take()?;
+        tell_of_losses(&hold, &due.charge);
+        let Due { outcome, reason, usage, usage_raw, upstream_cost, charge } = due;
         self.book(Ending { hold, outcome, reason, usage, usage_raw, upstream_cost, charge }, when_late).await
     }
 
@@ -148,6 +181,26 @@ impl OpenHold {
             late.store(true, Ordering::Relaxed);
         }
         booked.ok()?
+    }
+}
+
+/// What a charge leaves the operator to bear is said aloud.
+fn tell_of_losses(hold: &Hold, charge: &Charge) {
+    if !charge.unpriced.is_empty() {
+        tracing::error!(
+            request = %hold.id, model = %hold.terms.model, units = %charge.unpriced,
+            "a request used what has no price; it is charged for the rest"
+        );
+        metrics::counter!("farebox_unpriced_requests_total", "model" => hold.terms.model.clone())
+            .increment(1);
+    }
+    if charge.above_hold > MicroUsdc::ZERO {
+        tracing::error!(
+            request = %hold.id, model = %hold.terms.model, above_hold_micro = charge.above_hold.get(),
+            "a request cost more than its hold; the operator bears the difference"
+        );
+        metrics::counter!("farebox_above_hold_micro_total")
+            .increment(u64::try_from(charge.above_hold.get()).unwrap_or_default());
     }
 }
 

@@ -96,6 +96,7 @@ mod tests {
             max_output_tokens: 1,
             max_tokens_field: "max_tokens".into(),
             reasoning: Reasoning::Reject,
+            fallbacks: Vec::new(),
             prices: Arc::new(served),
             price_version: None,
             created: 0,

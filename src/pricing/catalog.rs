@@ -27,6 +27,8 @@ pub struct Offer {
     /// The field the provider reads the output limit from.
     pub max_tokens_field: String,
     pub reasoning: Reasoning,
+    /// Ids of other offers, which are asked in turn where this one cannot answer.
+    pub fallbacks: Vec<String>,
     pub prices: Arc<Prices>,
     /// Of the catalogue it is in; `None` until it is in one.
     pub price_version: Option<PriceVersion>,

@@ -1,17 +1,17 @@
 //! The upstreams that answers come from.
 
-mod openai;
+mod health;
+mod upstream;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub use openai::{AnswerStream, OpenAi};
+pub use health::Moment;
+pub use upstream::{AnswerStream, Readiness, Turn, Upstream};
 
 use crate::config;
 
-/// Establishing a connection, TLS included.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Idle connections kept to each upstream, so that a burst need not connect anew.
 const IDLE_CONNECTIONS: usize = 256;
 
@@ -26,6 +26,9 @@ pub enum UpstreamError {
     BadRequest { status: u16, message: String },
     #[error("the provider refused the request with status {status}")]
     Refused { status: u16 },
+    /// Our account there is empty.
+    #[error("the provider refused the request with status {status}")]
+    Exhausted { status: u16 },
     #[error("the provider cannot be reached")]
     Unreachable,
     #[error("the provider sent what is no answer")]
@@ -34,7 +37,32 @@ pub enum UpstreamError {
     BrokeOff,
     #[error("the provider did not answer in time")]
     Silent,
+    /// It has failed so often that nobody asks it for a while.
+    #[error("the model is not available at the moment")]
+    Unavailable { retry_after: Duration },
 }
+
+/// Who is at fault where an upstream did not answer, which says whom to ask next.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Blame {
+    /// Whoever is asked the same will say the same.
+    Request,
+    /// Another key may do: for so long this one is asked last.
+    Pause(Duration),
+    /// Another key may do: this one is refused.
+    Key,
+    /// This model there; the upstream is well.
+    Model,
+    /// It answers, and with errors.
+    Upstream,
+    /// It does not answer at all.
+    Absence,
+}
+
+/// How long an upstream is let be that says nothing of how long it wants to be …
+const PAUSE: Duration = Duration::from_secs(5);
+/// … and at most, whatever it says.
+const LONGEST_PAUSE: Duration = Duration::from_secs(600);
 
 impl UpstreamError {
     /// A word for the receipt and the metrics.
@@ -42,34 +70,75 @@ impl UpstreamError {
         match self {
             Self::RateLimited { .. } => "upstream_rate_limited",
             Self::BadRequest { .. } => "upstream_bad_request",
-            Self::Refused { .. } => "upstream_refused",
+            // How full our account there is, is nothing to tell a client.
+            Self::Refused { .. } | Self::Exhausted { .. } => "upstream_refused",
             Self::Unreachable => "upstream_unreachable",
             Self::Nonsense => "upstream_nonsense",
             Self::BrokeOff => "upstream_broke_off",
             Self::Silent => "upstream_silent",
+            Self::Unavailable { .. } => "model_unavailable",
+        }
+    }
+
+    /// The same for the operator.
+    pub fn cause(&self) -> &'static str {
+        match self {
+            Self::Exhausted { .. } => "account_exhausted",
+            Self::Refused { status: 401 | 403 } => "key_refused",
+            other => other.reason(),
+        }
+    }
+
+    pub fn blames(&self) -> Blame {
+        match self {
+            Self::BadRequest { .. } => Blame::Request,
+            Self::RateLimited { retry_after } => {
+                let seconds = retry_after.as_deref().and_then(|text| text.trim().parse().ok());
+                Blame::Pause(seconds.map_or(PAUSE, Duration::from_secs).min(LONGEST_PAUSE))
+            }
+            Self::Refused { status: 401 | 403 } | Self::Exhausted { .. } => Blame::Key,
+            Self::Refused { status: 500.. } => Blame::Upstream,
+            Self::Refused { .. } | Self::Unavailable { .. } => Blame::Model,
+            Self::Nonsense | Self::BrokeOff => Blame::Upstream,
+            Self::Unreachable | Self::Silent => Blame::Absence,
         }
     }
 }
 
-/// All configured upstreams, by name.
+/// All configured upstreams, by name. Cheap to clone.
 #[derive(Clone)]
-pub struct Providers(Arc<HashMap<String, OpenAi>>);
+pub struct Providers(Arc<HashMap<String, Upstream>>);
 
 impl Providers {
     pub fn new(configs: &[config::Provider]) -> Result<Self, reqwest::Error> {
-        let client = reqwest::Client::builder()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_CONNECTIONS)
-            .tcp_nodelay(true)
-            // A redirect could carry the key to somebody else.
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
-        let adapters =
-            configs.iter().map(|config| (config.name.clone(), OpenAi::new(client.clone(), config)));
-        Ok(Self(Arc::new(adapters.collect())))
+        // A client holds its connections, and the time that one may take to be made; most share one.
+        let mut clients: HashMap<Duration, reqwest::Client> = HashMap::new();
+        let mut upstreams = HashMap::new();
+        for config in configs {
+            let client = match clients.get(&config.connect_timeout) {
+                Some(client) => client.clone(),
+                None => {
+                    let client = client(config.connect_timeout)?;
+                    clients.insert(config.connect_timeout, client.clone());
+                    client
+                }
+            };
+            upstreams.insert(config.name.clone(), Upstream::new(client, config));
+        }
+        Ok(Self(Arc::new(upstreams)))
     }
 
-    pub fn get(&self, name: &str) -> Option<&OpenAi> {
+    pub fn get(&self, name: &str) -> Option<&Upstream> {
         self.0.get(name)
     }
+}
+
+fn client(connect_timeout: Duration) -> Result<reqwest::Client, reqwest::Error> {
+    reqwest::Client::builder()
+        .connect_timeout(connect_timeout)
+        .pool_max_idle_per_host(IDLE_CONNECTIONS)
+        .tcp_nodelay(true)
+        // A redirect could carry the key to somebody else.
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
 }

@@ -1,0 +1,229 @@
+//! Who may answer a request, and in which order they are asked.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::formats::conversation::{ClientFormat, UpstreamFormat};
+use crate::formats::exchange::{Exchange, Request, UpstreamRequest};
+use crate::formats::messages;
+use crate::formats::request::{BadRequest, Bounds};
+use crate::metering::MeteringError;
+use crate::money::{MarkupBps, MicroUsdc};
+use crate::pricing::{self, Catalog, Offer, Quote, Reasoning, Terms};
+use crate::providers::{Blame, Moment, Providers, Readiness, Turn, Upstream, UpstreamError};
+
+/// One request is sent on no more often than this, whoever there is to ask.
+const MAX_ATTEMPTS: usize = 8;
+
+/// An offer that may answer a request, and what it then costs at most.
+pub struct Route {
+    pub upstream: Upstream,
+    pub offer: Arc<Offer>,
+    pub terms: Terms,
+    pub bounds: Bounds,
+    pub quote: Quote,
+}
+
+impl Route {
+    /// `None` where no sum of bounded tokens and prices can be held.
+    fn new(
+        request: &Request<'_>,
+        offer: &Arc<Offer>,
+        id: &str,
+        providers: &Providers,
+        markup: MarkupBps,
+    ) -> Result<Self, MeteringError> {
+        let upstream = providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)?.clone();
+        let bounds = request.bounds(offer)?;
+        // Whoever serves it, it is the model that was asked for.
+        let terms = Terms { model: id.to_owned(), ..offer.terms(markup) };
+        let quote = pricing::quote(&terms, bounds.most()).ok_or(MeteringError::Unpriceable)?;
+        Ok(Self { upstream, offer: Arc::clone(offer), terms, bounds, quote })
+    }
+
+    /// Of a model that may be asked to reason, nobody can tell how much it did.
+    pub fn may_reason_unseen(&self) -> bool {
+        self.offer.reasoning != Reasoning::Reject
+    }
+}
+
+/// A request that has a model to be found for.
+pub struct Asked<'a> {
+    pub request: &'a Request<'a>,
+    /// What it was read from.
+    pub body: &'a Bytes,
+    pub id: &'a str,
+    /// What its client asks for of what is not in Anthropic's API yet.
+    pub betas: Option<&'a str>,
+}
+
+/// What an upstream is sent, and how its answer is read.
+pub type Prepared = (UpstreamRequest, Exchange);
+
+/// A request, whoever may answer it, and what it costs at most.
+pub struct Quoted {
+    format: ClientFormat,
+    body: Bytes,
+    id: String,
+    betas: Option<String>,
+    /// Unix seconds.
+    created: i64,
+    first: Prepared,
+    /// At least one, in the order in which they are asked.
+    pub routes: Vec<Route>,
+}
+
+impl Quoted {
+    /// Checks a request against the offer it names and those that may stand in, and prices it. One that the
+    /// first cannot serve is refused; of the others those that could not are passed over.
+    pub fn new(
+        Asked { request, body, id, betas }: &Asked<'_>,
+        created: i64,
+        catalog: &Catalog,
+        offer: &Arc<Offer>,
+        (providers, markup): (&Providers, MarkupBps),
+    ) -> Result<Self, MeteringError> {
+        let route = |offer: &Arc<Offer>, name: &str| Route::new(request, offer, name, providers, markup);
+        let own = route(offer, &offer.id)?;
+        let betas = betas.map(str::to_owned);
+        let first = prepare(request, &own, (id, created), betas.as_deref())?;
+        let mut routes = vec![own];
+        let fallbacks = offer.fallbacks.iter().filter_map(|id| catalog.get(id));
+        routes.extend(fallbacks.filter_map(|fallback| route(fallback, &offer.id).ok()));
+        let (format, body) = (request.format(), Bytes::clone(body));
+        Ok(Self { format, body, id: (*id).to_owned(), betas, created, first, routes })
+    }
+
+    /// The one that is asked first.
+    pub fn first(&self) -> &Route {
+        &self.routes[0]
+    }
+
+    /// What the request can cost at most, whoever answers it.
+    pub fn price(&self) -> MicroUsdc {
+        self.dearest().quote.amount
+    }
+
+    pub fn dearest(&self) -> &Route {
+        let dearer = |one: &'_ &Route, other: &'_ &Route| one.quote.amount.cmp(&other.quote.amount);
+        self.routes.iter().max_by(dearer).unwrap_or(self.first())
+    }
+
+    /// An error where nobody is to be asked at the moment.
+    pub fn check_available(&self, now: Moment) -> Result<(), UpstreamError> {
+        let mut soonest = None;
+        for route in &self.routes {
+            match route.upstream.readiness(now) {
+                Readiness::Well | Readiness::Cooling => return Ok(()),
+                Readiness::Open(until) => soonest = soonest.into_iter().chain([until]).min(),
+            }
+        }
+        let retry_after = soonest.map_or_else(Default::default, |soonest| soonest.since(now));
+        Err(UpstreamError::Unavailable { retry_after })
+    }
+
+    /// What `route` is sent; `None` where its format has no place for the request.
+    pub fn prepare(&self, route: usize) -> Option<Cow<'_, Prepared>> {
+        if route == 0 {
+            return Some(Cow::Borrowed(&self.first));
+        }
+        let request = Request::parse(self.format, &self.body).ok()?;
+        let name = (self.id.as_str(), self.created);
+        prepare(&request, self.routes.get(route)?, name, self.betas.as_deref()).ok().map(Cow::Owned)
+    }
+}
+
+fn prepare(
+    request: &Request<'_>,
+    Route { upstream, offer, .. }: &Route,
+    (id, created): (&str, i64),
+    betas: Option<&str>,
+) -> Result<Prepared, BadRequest> {
+    let mut asked = request.to_upstream(offer, upstream.format())?;
+    if asked.format == UpstreamFormat::Messages && request.format() == ClientFormat::Messages {
+        let passed = betas.and_then(|betas| messages::passed_betas(betas, offer.context_length));
+        asked.headers.extend(passed.map(|betas| (messages::BETA_HEADER, betas)));
+    }
+    Ok((asked, request.exchange(upstream.format(), id, created)))
+}
+
+/// The attempts at one request: each route with each of its keys at most once, those that fare well before
+/// those that had better be left alone.
+pub struct Attempts<'a> {
+    routes: &'a [Route],
+    used: Vec<(usize, Turn)>,
+    /// Routes that another key would not help.
+    given_up: Vec<usize>,
+    first_error: Option<UpstreamError>,
+}
+
+/// Whose turn it is to answer.
+#[derive(Copy, Clone, Debug)]
+pub struct Attempt {
+    pub route: usize,
+    pub turn: Turn,
+}
+
+impl<'a> Attempts<'a> {
+    pub fn new(routes: &'a [Route]) -> Self {
+        Self { routes, used: Vec::new(), given_up: Vec::new(), first_error: None }
+    }
+
+    /// The next, or why there is none.
+    pub fn next(&mut self, now: Moment) -> Result<Attempt, UpstreamError> {
+        let attempt = if self.used.len() < MAX_ATTEMPTS { self.find(now) } else { None };
+        let Some(attempt) = attempt else {
+            let nobody = UpstreamError::Unavailable { retry_after: Default::default() };
+            return Err(self.first_error.take().unwrap_or(nobody));
+        };
+        self.used.push((attempt.route, attempt.turn));
+        Ok(attempt)
+    }
+
+    fn find(&self, now: Moment) -> Option<Attempt> {
+        for cooling in [false, true] {
+            for (route, Route { upstream, .. }) in self.routes.iter().enumerate() {
+                if self.given_up.contains(&route) {
+                    continue;
+                }
+                let used = |turn| self.used.contains(&(route, turn));
+                if let Some(turn) = upstream.turn(now, cooling, used) {
+                    return Some(Attempt { route, turn });
+                }
+            }
+        }
+        None
+    }
+
+    pub fn succeeded(&self, Attempt { route, .. }: Attempt) {
+        if let Some(route) = self.routes.get(route) {
+            route.upstream.succeeded();
+        }
+    }
+
+    /// Notes that an attempt came to nothing. An error where another would, too.
+    pub fn failed(
+        &mut self,
+        Attempt { route, turn }: Attempt,
+        error: UpstreamError,
+        now: Moment,
+    ) -> Result<(), UpstreamError> {
+        if let Some(route) = self.routes.get(route) {
+            route.upstream.failed(turn, &error, now);
+        }
+        match error.blames() {
+            Blame::Request => return Err(error),
+            Blame::Upstream | Blame::Absence | Blame::Model => self.given_up.push(route),
+            Blame::Key | Blame::Pause(_) => {}
+        }
+        self.first_error.get_or_insert(error);
+        Ok(())
+    }
+
+    /// Passes over a route that the request cannot be told to.
+    pub fn pass_over(&mut self, Attempt { route, .. }: Attempt) {
+        self.given_up.push(route);
+    }
+}
