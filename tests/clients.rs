@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use crate::support::chain::TestChain;
-use crate::support::gateway::{Gateway, MODEL, micro};
+use crate::support::gateway::{Gateway, MODEL, Setup, every_kind, every_kinds_models, micro};
 use crate::support::model_server::ModelServer;
 use crate::support::wallet::TestWallet;
 use crate::support::{project_root, tool};
@@ -21,7 +21,11 @@ struct House {
 
 impl House {
     async fn open() -> Self {
-        let gateway = Gateway::usual().await;
+        Self::open_with(Setup::usual()).await
+    }
+
+    async fn open_with(setup: Setup) -> Self {
+        let gateway = Gateway::start_with(setup).await;
         let customer = gateway.customer("5").await;
         gateway.chain().mint(customer.wallet.address(), micro("10")).await;
         let poor = gateway.customer("0").await;
@@ -114,6 +118,16 @@ async fn openai_for_node() {
 async fn openai_for_python() {
     let house = House::open().await;
     house.run(&mut python("openai_python.py"));
+    house.gateway.audit();
+}
+
+/// The model server spoken to in each of its formats: what clients speak is their own affair.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn every_format_over_upstreams_of_every_kind() {
+    let house = House::open_with(every_kind(Setup::usual())).await;
+    let models = serde_json::to_string(&every_kinds_models()).unwrap();
+    house.run(node("wire_formats.mjs").env("MODELS", &models));
+    house.run(python("anthropic_python.py").env("MODELS", &models));
     house.gateway.audit();
 }
 

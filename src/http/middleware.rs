@@ -97,7 +97,8 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let awaits_leave = request.headers().contains_key(EXPECT);
 
     let mut response = next.run(request).await;
-    if inference::speaks_messages(route) {
+    let speaks_messages = inference::speaks_messages(route);
+    if speaks_messages {
         response = error::retold(response, ClientFormat::Messages, &id);
     }
     if response.status().as_u16() >= 400 && !awaits_leave {
@@ -106,6 +107,9 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
 
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&id) {
+        if speaks_messages {
+            headers.insert(names::REQUEST_ID, id.clone());
+        }
         headers.insert(names::X_REQUEST_ID, id);
     }
     if signed_url {

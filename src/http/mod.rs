@@ -173,6 +173,8 @@ mod names {
     /// A client that must not try again by itself reads this: the OpenAI SDKs do.
     pub const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
     pub const IDEMPOTENT_REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
+    /// Under which Anthropic's clients look for the request's id.
+    pub const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
     pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
     pub const X_CHARGED_USDC: HeaderName = HeaderName::from_static("x-charged-usdc");
     pub const X_BALANCE_USDC: HeaderName = HeaderName::from_static("x-balance-usdc");

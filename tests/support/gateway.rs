@@ -1,5 +1,6 @@
 //! The gateway as its users meet it: the real binary, started on files of its own, spoken to over HTTP.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output};
 use std::sync::Arc;
@@ -122,6 +123,35 @@ impl Setup {
         }
         text + "\n" + tables
     }
+}
+
+/// Beside the usual ones a provider of each kind, all of them the same model server, with a model each at the
+/// prices of [`MODEL`].
+pub fn every_kind(mut setup: Setup) -> Setup {
+    let v1 = setup.upstream_url.clone();
+    for (name, kind, base_url) in [
+        ("responses", "kind = \"openai\"\nresponses = true", v1.clone()),
+        ("anthropic", "kind = \"anthropic\"", v1.clone()),
+        ("gemini", "kind = \"gemini\"", format!("{v1}beta")),
+    ] {
+        setup.tables += &format!(
+            "[[providers]]\nname = \"{name}\"\n{kind}\nbase_url = \"{base_url}\"\napi_key_env = \"UPSTREAM_KEY\"\n\n\
+             [[models]]\nid = \"{name}/model\"\nprovider = \"{name}\"\ncontext_length = 128000\n\
+             max_output_tokens = 16384\n\
+             price = {{ prompt = \"0.15\", completion = \"0.60\", cached_prompt = \"0.075\" }}\n\n"
+        );
+    }
+    setup
+}
+
+/// Its models, by their providers.
+pub fn every_kinds_models() -> BTreeMap<&'static str, &'static str> {
+    BTreeMap::from([
+        ("openai", MODEL),
+        ("responses", "responses/model"),
+        ("anthropic", "anthropic/model"),
+        ("gemini", "gemini/model"),
+    ])
 }
 
 pub struct Gateway {
