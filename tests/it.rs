@@ -14,6 +14,7 @@ mod archive;
 mod audit;
 mod clients;
 mod contract;
+mod fallbacks;
 mod ledger;
 mod limits;
 mod nodes;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::eventually;
 use crate::support::chain::TestChain;
+use crate::support::eventually;
 use crate::support::gateway::{
     Customer, Gateway, MODEL, REASONING, SMALL, STRIPPED, Setup, UPSTREAM_KEY, ask, ask_stream,
 };
@@ -261,7 +261,8 @@ async fn nothing_is_charged_above_the_hold() {
     let receipt = gateway.receipt(&customer, answer.header("x-request-id").unwrap()).await;
     assert_eq!(receipt["charged_usdc"], receipt["hold_usdc"]);
     assert_eq!(answer.number("x-charged-usdc"), receipt["hold_usdc"].as_u64().unwrap());
-    eventually("the operator is told", async || gateway.logs().contains("more than its hold").then_some(())).await;
+    eventually("the operator is told", async || gateway.logs().contains("more than its hold").then_some(()))
+        .await;
     gateway.audit();
 }
 
