@@ -33,3 +33,4 @@ mod streams;
 mod structure;
 mod torture;
 mod upstream_faults;
+mod wire_formats;
