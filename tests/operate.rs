@@ -314,8 +314,11 @@ async fn what_a_request_has_locked_an_adjustment_cannot_take() {
         upstream.play(script.event(&usage_chunk(usage(20, 9))).done());
         let mut stream = gateway.stream(&customer, &ask_stream("Hello")).await;
         stream.next().await.unwrap();
-        let locked = gateway.balance(&customer.wallet).await.locked;
-        assert!(locked > 11);
+        // The request goes on when its hold is written, which others see when it is committed.
+        let locked = eventually("the hold is committed", async || {
+            Some(gateway.balance(&customer.wallet).await.locked).filter(|locked| *locked > 11)
+        })
+        .await;
         let (_, sentence) = refused(gateway, &["wallet", "adjust", &wallet, "-1", "all of it"]);
         assert!(sentence.contains(&format!("{} are available", 1_000_000 - locked)), "{sentence}");
         let rest = format!("-0.{:06}", 1_000_000 - locked);
