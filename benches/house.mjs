@@ -242,7 +242,7 @@ export async function startLitellm(upstream) {
   const log = openSync(join(home, "out.log"), "a");
   const child = launch("litellm", join(LITELLM, "bin/litellm"), options, { env, cwd: home, isGroup: true, stdio: ["ignore", log, log] });
   const ports = Object.fromEntries(Object.keys(workloads).map((kind) => [kind, port]));
-  return serving({ ...subject("LiteLLM", child, ports, workloads), keys: [key] }, LITELLM_START_MS);
+  return serving({ ...subject("LiteLLM", child, ports, workloads), keys: [key], isSlow: true }, LITELLM_START_MS);
 }
 
 /** One request of a workload, as every client of the run sends it. */
