@@ -6,6 +6,8 @@ import { join } from "node:path";
 import { directory, seconds } from "./house.mjs";
 
 const CONNECTIONS = 32;
+/** Of a subject that answers fewer requests a second than that. */
+const SLOW_CONNECTIONS = 8;
 const TICK_US = 1e6 / Number(execFileSync("getconf", ["CLK_TCK"]));
 export const CORES = cpus().length;
 /** More of the machine than this taken by others, and a measurement is made again. */
@@ -95,7 +97,7 @@ async function wrk(subject, kind, keys, duration) {
   writeFileSync(keyFile, `${keys.join("\n")}\n`);
   writeFileSync(bodyFile, subject.workloads[kind].body);
   const script = new URL("chat.lua", import.meta.url).pathname;
-  const args = ["-t2", `-c${CONNECTIONS}`, `-d${duration}s`, "--latency", "--timeout", "10s", "-s", script, subject[kind]];
+  const args = ["-t2", `-c${subject.isSlow ? SLOW_CONNECTIONS : CONNECTIONS}`, `-d${duration}s`, "--latency", "--timeout", "10s", "-s", script, subject[kind]];
   const env = { ...process.env, BENCH_BODY: bodyFile, BENCH_KEYS: keyFile };
   const text = await output("wrk", args, { env }, duration + 30);
   const line = text.split("\n").find((l) => l.startsWith("RESULT "));
