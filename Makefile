@@ -1,4 +1,4 @@
-.PHONY: build demo test torture topups lint bench bench-latency bench-streams bench-ledger bench-growth bench-micro
+.PHONY: build demo test torture topups lint bench bench-latency bench-streams bench-bodies bench-ledger bench-growth bench-micro
 
 # What scripts/setup.sh installs and the tests start.
 export ANVIL ?= $(CURDIR)/tests/clients/node_modules/@foundry-rs/anvil-linux-amd64/bin/anvil
@@ -47,7 +47,8 @@ lint:
 	cargo fmt --check
 	cargo clippy --release --all-targets -- -D warnings
 
-# What Farebox costs beside nginx and a plain pass-through: docs/PERFORMANCE.md says what the figures mean.
+# What Farebox costs beside nginx and a plain pass-through, and beside LiteLLM's gateway where BENCH_PEERS=litellm has
+# installed it: docs/PERFORMANCE.md says what the figures mean.
 bench:
 	scripts/bench.sh throughput
 
@@ -56,3 +57,6 @@ bench-latency:
 
 bench-streams:
 	scripts/bench.sh streams
+
+bench-bodies:
+	scripts/bench.sh bodies

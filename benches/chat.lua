@@ -1,13 +1,14 @@
 -- What wrk asks: one chat request after another, under each of the keys in turn.
---   BENCH_BODY   the request's body;  BENCH_KEYS   a file with a key a line
+--   BENCH_BODY   a file with the request's body;  BENCH_KEYS   a file with a key a line
 local requests = {}
 local last = 0
 
 function init()
   local headers = { ["Content-Type"] = "application/json" }
+  local body = assert(io.open(os.getenv("BENCH_BODY"), "rb")):read("*a")
   for key in io.lines(os.getenv("BENCH_KEYS")) do
     headers["Authorization"] = "Bearer " .. key
-    requests[#requests + 1] = wrk.format("POST", "/v1/chat/completions", headers, os.getenv("BENCH_BODY"))
+    requests[#requests + 1] = wrk.format("POST", "/v1/chat/completions", headers, body)
   end
 end
 

@@ -1,8 +1,10 @@
 // Everything a benchmark starts: an upstream, nginx before it, the plain pass-through, PostgreSQL, gateways. All of it
 // is in one directory, ends by its process id whatever happens, and leaves nothing behind.
 import { execFileSync, spawn, spawnSync } from "node:child_process";
-import { createHash } from "node:crypto";
-import { chownSync, mkdirSync, mkdtempSync, openSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { createHash, randomBytes } from "node:crypto";
+import {
+  chownSync, mkdirSync, mkdtempSync, openSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync,
+} from "node:fs";
 import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -10,48 +12,68 @@ import { createInterface } from "node:readline";
 import { call, signIn, wallet } from "../tests/clients/lib.mjs";
 
 const START_MS = 30_000;
+/** Python reads some thousand modules, thrice. */
+const LITELLM_START_MS = 120_000;
 export const WALLETS = Number(process.env.BENCH_WALLETS ?? 64);
 /** Enough for every request of a run, and small enough for the books. */
 const FUNDS_USD = 100_000;
 
 export const seconds = (n) => new Promise((resolve) => setTimeout(resolve, n * 1000));
 
-/** The two workloads: a small JSON answer, and a stream of eight chunks, the usage and the end. */
-const asked = { messages: [{ role: "user", content: "Say something short." }], max_tokens: 64 };
-export const WORKLOADS = {
-  json: { body: JSON.stringify({ model: "bench/json", ...asked }), ends: (text) => JSON.parse(text).usage.total_tokens === 20 },
-  sse: {
-    body: JSON.stringify({ model: "bench/sse", ...asked, stream: true, stream_options: { include_usage: true } }),
-    ends: (text) => text.trimEnd().endsWith("data: [DONE]") && text.includes('"total_tokens":20'),
-  },
-};
-
-const usage = { prompt_tokens: 12, completion_tokens: 8, total_tokens: 20 };
+const QUESTION = "Say something short.";
+const WORDS = ["A", " few", " words", " are", " enough", " for", " a", " test."];
 const head = { id: "chatcmpl-bench", created: 1775563200, model: "bench" };
-const words = ["A", " few", " words", " are", " enough", " for", " a", " test."];
+const usageOf = (completion_tokens) => ({ prompt_tokens: 12, completion_tokens, total_tokens: 12 + completion_tokens });
 const chunk = (more) => `data: ${JSON.stringify({ ...head, object: "chat.completion.chunk", ...more })}\n\n`;
-const delta = (content, i) => {
+const delta = (content, i, words) => {
   const last = i === words.length - 1;
   return chunk({ choices: [{ index: 0, delta: { content }, finish_reason: last ? "stop" : null }], usage: null });
 };
-export const ANSWERS = {
-  json: JSON.stringify({
+
+/** A question whose answer is one JSON text. */
+export const whole = (kind, words, question = QUESTION) => ({
+  body: asked(kind, words, question),
+  type: "application/json",
+  answer: JSON.stringify({
     ...head,
     object: "chat.completion",
     choices: [{ index: 0, message: { role: "assistant", content: words.join("") }, finish_reason: "stop" }],
-    usage,
+    usage: usageOf(words.length),
   }),
-  sse: `${words.map(delta).join("")}${chunk({ choices: [], usage })}data: [DONE]\n\n`,
-};
-const TYPES = { json: "application/json", sse: "text/event-stream" };
+  ends: (text) => JSON.parse(text).usage.total_tokens === 12 + words.length,
+});
+
+/** A question whose answer is a stream: a chunk for each word, the usage and the end. */
+export const streamed = (kind, words) => ({
+  body: asked(kind, words, QUESTION, { stream: true, stream_options: { include_usage: true } }),
+  type: "text/event-stream",
+  answer: `${words.map(delta).join("")}${chunk({ choices: [], usage: usageOf(words.length) })}data: [DONE]\n\n`,
+  ends: (text) => text.trimEnd().endsWith("data: [DONE]") && text.includes(`"total_tokens":${12 + words.length}`),
+});
+
+const asked = (kind, words, content, more) =>
+  JSON.stringify({ model: `bench/${kind}`, messages: [{ role: "user", content }], max_tokens: 64 + words.length, ...more });
+
+/** The two small workloads, each under the name that its model has. */
+export const WORKLOADS = { json: whole("json", WORDS), sse: streamed("sse", WORDS) };
 
 export const directory = mkdtempSync(join(process.env.BENCH_DIR ?? tmpdir(), "farebox-bench-"));
 const children = [];
 
 /** Ends what was started, newest first. PostgreSQL ends at once on QUIT; its data goes as well. */
 export function stopAll() {
-  for (const { child, signal } of children.splice(0).reverse()) {
-    if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+  for (const { child, signal, isGroup } of children.splice(0).reverse()) {
+    if (isGroup) stopGroup(child);
+    else if (child.exitCode === null && child.signalCode === null) child.kill(signal);
+  }
+}
+
+/** Ends a process that was started in a group of its own, and all that it started: also where it is gone itself. */
+function stopGroup(leader) {
+  try {
+    if (leader.pid) process.kill(-leader.pid, "SIGKILL");
+  } catch {
+    // None of them is left.
   }
 }
 process.on("exit", () => {
@@ -71,11 +93,11 @@ export function run(main, limitSeconds) {
 }
 
 /** Starts a program whose errors go to a file. */
-function launch(name, program, args, { signal = "SIGTERM", ...options } = {}) {
+function launch(name, program, args, { signal = "SIGTERM", isGroup = false, ...options } = {}) {
   const log = openSync(join(directory, `${name}.log`), "a");
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", log], ...options });
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", log], detached: isGroup, ...options });
   child.on("error", (error) => console.error(`${program}: ${error.message}`));
-  children.push({ child, signal });
+  children.push({ child, signal, isGroup });
   return child;
 }
 
@@ -90,8 +112,8 @@ async function ready(child, name, says) {
   throw new Error(`${name} does not start: ${execFileSync("tail", ["-n5", join(directory, `${name}.log`)])}`);
 }
 
-async function until(name, probe) {
-  const deadline = Date.now() + START_MS;
+async function until(name, probe, limitMs = START_MS) {
+  const deadline = Date.now() + limitMs;
   for (;;) {
     try {
       if (await probe()) return;
@@ -121,6 +143,7 @@ ${process.getuid() === 0 ? "user root;" : ""}
 events { worker_connections 20000; }
 http {
   access_log off; tcp_nodelay on; keepalive_requests 100000000; keepalive_timeout 300s;
+  client_body_buffer_size 1m;
   ${temp.join(" ")}
   ${more}
   ${servers}
@@ -130,43 +153,96 @@ http {
   return launch(name, "nginx", ["-c", config], { env: { ...process.env, PATH: `${PATH}:/usr/sbin` } });
 }
 
-/** An upstream that answers at once: { child, json, sse } with an address for each workload. */
-export async function startUpstream() {
-  const ports = { json: await freePort(), sse: await freePort() };
-  const server = (kind) => `server {
+/** An upstream that answers at once: { child, workloads } and an address for each workload, under its name. */
+export async function startUpstream(workloads = WORKLOADS) {
+  const ports = await portsFor(workloads);
+  const servers = Object.entries(workloads).map(([kind, { type, answer }]) => {
+    writeFileSync(join(directory, `${kind}.answer`), answer);
+    // What is too long for a directive is a file; nginx answers a POST with one only as the page of an error.
+    return `server {
     listen 127.0.0.1:${ports[kind]} backlog=4096;
-    location = /v1/chat/completions { default_type ${TYPES[kind]}; return 200 '${ANSWERS[kind]}'; }
+    location = /v1/chat/completions { ${
+      answer.length < 4000 ? `default_type ${type}; return 200 '${answer}';` : `error_page 405 =200 /${kind}.answer; return 405;`
+    } }
+    location = /${kind}.answer { internal; root ${directory}; default_type ${type}; sendfile on; etag off; }
   }`;
-  const child = await nginx("upstream", server("json") + server("sse"));
-  return serving("upstream", child, ports);
+  });
+  const child = await nginx("upstream", servers.join("\n"));
+  return serving(subject("upstream", child, ports, workloads));
 }
 
+/** nginx before an upstream, which keeps no answer in a file. */
 export async function startProxy(upstream) {
-  const ports = { json: await freePort(), sse: await freePort() };
-  const server = (kind) => `
+  const { workloads } = upstream;
+  const ports = await portsFor(workloads);
+  const servers = Object.keys(workloads).map((kind) => `
   upstream ${kind} { server ${new URL(upstream[kind]).host}; keepalive 64; keepalive_requests 100000000; }
   server {
     listen 127.0.0.1:${ports[kind]} backlog=4096;
-    location / { proxy_pass http://${kind}; proxy_http_version 1.1; proxy_set_header Connection ""; }
-  }`;
-  return serving("nginx", await nginx("nginx", server("json") + server("sse")), ports);
+    location / {
+      proxy_pass http://${kind}; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_max_temp_file_size 0;
+    }
+  }`);
+  return serving(subject("nginx", await nginx("nginx", servers.join("\n")), ports, workloads));
 }
 
 export async function startPassthrough(program, upstream) {
-  const ports = { json: await freePort(), sse: await freePort() };
-  const pair = (kind) => `127.0.0.1:${ports[kind]}=${upstream[kind]}`;
-  const child = launch("passthrough", program, [pair("json"), pair("sse")]);
+  const { workloads } = upstream;
+  const ports = await portsFor(workloads);
+  const pairs = Object.keys(workloads).map((kind) => `127.0.0.1:${ports[kind]}=${upstream[kind]}`);
+  const child = launch("passthrough", program, pairs);
   await ready(child, "passthrough", "ready");
-  return subject("pass-through", child, ports);
+  return subject("pass-through", child, ports, workloads);
 }
 
-const subject = (name, child, ports) =>
-  ({ name, child, json: `http://127.0.0.1:${ports.json}`, sse: `http://127.0.0.1:${ports.sse}`, keys: ["sk-none"] });
+async function portsFor(workloads) {
+  const ports = {};
+  for (const kind of Object.keys(workloads)) ports[kind] = await freePort();
+  return ports;
+}
 
-async function serving(name, child, ports) {
-  const served = subject(name, child, ports);
-  await until(name, async () => (await ask(served, "json")).status === 200);
-  return served;
+function subject(name, child, ports, workloads) {
+  const addresses = Object.entries(ports).map(([kind, port]) => [kind, `http://127.0.0.1:${port}`]);
+  return { name, child, workloads, keys: ["sk-none"], ...Object.fromEntries(addresses) };
+}
+
+async function serving(subject, limitMs) {
+  const [kind] = Object.keys(subject.workloads);
+  await until(subject.name, async () => (await ask(subject, kind)).status === 200, limitMs);
+  return subject;
+}
+
+const LITELLM = new URL("../build/bench-litellm/", import.meta.url).pathname;
+
+/** The version of LiteLLM's gateway that scripts/setup.sh has installed, if it has. */
+export function litellmVersion() {
+  try {
+    return readFileSync(join(LITELLM, ".installed"), "utf8").trim();
+  } catch {
+    return undefined;
+  }
+}
+
+/** LiteLLM's gateway: two workers, no database, a key, and nothing else that is not its default. */
+export async function startLitellm(upstream) {
+  const { workloads } = upstream;
+  const home = join(directory, "litellm");
+  mkdirSync(home);
+  const models = Object.keys(workloads).map((kind) => ({
+    model_name: `bench/${kind}`,
+    litellm_params: { model: "openai/bench", api_base: `${upstream[kind]}/v1`, api_key: "sk-none" },
+  }));
+  const config = join(home, "config.yaml");
+  // JSON is YAML.
+  writeFileSync(config, JSON.stringify({ model_list: models, litellm_settings: { telemetry: false } }));
+  const [port, key] = [await freePort(), `sk-${randomBytes(24).toString("hex")}`];
+  // Neither the caller's keys nor his home; and prices from the package, not from the network.
+  const env = { PATH: process.env.PATH, HOME: home, LITELLM_MASTER_KEY: key, LITELLM_LOCAL_MODEL_COST_MAP: "True" };
+  const options = ["--config", config, "--host", "127.0.0.1", "--port", `${port}`, "--num_workers", "2", "--telemetry", "False"];
+  const log = openSync(join(home, "out.log"), "a");
+  const child = launch("litellm", join(LITELLM, "bin/litellm"), options, { env, cwd: home, isGroup: true, stdio: ["ignore", log, log] });
+  const ports = Object.fromEntries(Object.keys(workloads).map((kind) => [kind, port]));
+  return serving({ ...subject("LiteLLM", child, ports, workloads), keys: [key], isSlow: true }, LITELLM_START_MS);
 }
 
 /** One request of a workload, as every client of the run sends it. */
@@ -174,9 +250,18 @@ export function ask(subject, kind) {
   return fetch(`${subject[kind]}/v1/chat/completions`, {
     method: "POST",
     headers: { "content-type": "application/json", authorization: `Bearer ${subject.keys[0]}` },
-    body: WORKLOADS[kind].body,
+    body: subject.workloads[kind].body,
     signal: AbortSignal.timeout(10_000),
   });
+}
+
+/** Before anything is counted: the subject answers as the upstream does. */
+export async function check(subject) {
+  for (const [kind, { ends }] of Object.entries(subject.workloads)) {
+    const answer = await ask(subject, kind);
+    const text = await answer.text();
+    if (answer.status !== 200 || !ends(text)) throw new Error(`${subject.name}, ${kind}: ${answer.status} ${text.slice(0, 500)}`);
+  }
 }
 
 /** A PostgreSQL server as it is by default, durable: { child, database } */
@@ -227,8 +312,9 @@ function unprivileged() {
   throw new Error("there is no account without privileges to run PostgreSQL under");
 }
 
-/** A gateway with funded wallets and a key of each: { child, json, sse, keys, hotKeys, audit(), settled() } */
+/** A gateway with funded wallets and a key of each: { child, keys, hotKeys, audit(), settled() } and its addresses. */
 export async function startFarebox(name, program, databaseUrl, upstream) {
+  const { workloads } = upstream;
   const home = join(directory, name.replaceAll(/\W/g, "-"));
   mkdirSync(home);
   const [address, metrics] = [`127.0.0.1:${await freePort()}`, `127.0.0.1:${await freePort()}`];
@@ -262,8 +348,8 @@ export async function startFarebox(name, program, databaseUrl, upstream) {
     return lines.reduce((sum, l) => sum + Number(l.split(" ").at(-1)), 0);
   };
   const audit = () => command("audit");
-  const url = `http://${address}`;
-  return { name, child, json: url, sse: url, keys: keys.slice(1), hotKeys: keys.slice(0, 1), audit, settled, command };
+  const ports = Object.fromEntries(Object.keys(workloads).map((kind) => [kind, new URL(`http://${address}`).port]));
+  return { ...subject(name, child, ports, workloads), keys: keys.slice(1), hotKeys: keys.slice(0, 1), audit, settled, command };
 }
 
 /** A key of no value, the same in every run. */
@@ -286,7 +372,7 @@ requests_per_day = 1000000000
 concurrent_requests = 100000
 unauthenticated_per_minute = 1000000
 
-${["json", "sse"].map((kind) => providerAndModel(kind, upstream[kind])).join("\n")}`;
+${Object.keys(upstream.workloads).map((kind) => providerAndModel(kind, upstream[kind])).join("\n")}`;
 
 const providerAndModel = (kind, url) => `
 [[providers]]
@@ -298,7 +384,7 @@ idle_timeout_s = 600
 id = "bench/${kind}"
 provider = "${kind}"
 upstream_model = "bench"
-context_length = 128000
+context_length = 1000000
 max_output_tokens = 16384
 price = { prompt = "0.15", completion = "0.60" }
 `;

@@ -3,9 +3,11 @@ import { execFileSync, spawn } from "node:child_process";
 import { closeSync, fdatasyncSync, openSync, readFileSync, readdirSync, writeFileSync, writeSync } from "node:fs";
 import { cpus, release, totalmem } from "node:os";
 import { join } from "node:path";
-import { WORKLOADS, directory, seconds } from "./house.mjs";
+import { directory, seconds } from "./house.mjs";
 
 const CONNECTIONS = 32;
+/** Of a subject that answers fewer requests a second than that. */
+const SLOW_CONNECTIONS = 8;
 const TICK_US = 1e6 / Number(execFileSync("getconf", ["CLK_TCK"]));
 export const CORES = cpus().length;
 /** More of the machine than this taken by others, and a measurement is made again. */
@@ -31,31 +33,38 @@ function stat(pid) {
   return { parent: Number(fields[1]), us: ticks * TICK_US };
 }
 
-/** Processor time of a process and all below it, in µs. One that ends while it is read can be missed, so: thrice. */
-export function cpuOf(root) {
-  return root ? median([readCpu(root), readCpu(root), readCpu(root)]) : 0;
-}
-
-function readCpu(root) {
+/** A process and all below it: { pid, us } of each. */
+function tree(root) {
   const all = new Map();
   for (const name of readdirSync("/proc")) {
     const seen = /^\d+$/.test(name) && stat(name);
     if (seen) all.set(Number(name), seen);
   }
-  let us = 0;
+  const found = [];
   const add = (pid) => {
-    us += all.get(pid)?.us ?? 0;
+    if (all.has(pid)) found.push({ pid, us: all.get(pid).us });
     for (const [child, { parent }] of all) if (parent === pid) add(child);
   };
   add(root.pid);
-  return us;
+  return found;
 }
 
-/** Peak and present memory of a process in MB. */
-export function memory(child) {
-  const status = read(`/proc/${child.pid}/status`);
-  const mb = (name) => Number(status.match(new RegExp(`${name}:\\s+(\\d+) kB`))?.[1] ?? 0) / 1024;
-  return { peak: mb("VmHWM"), now: mb("VmRSS") };
+/** Processor time of a process and all below it, in µs. One that ends while it is read can be missed, so: thrice. */
+export function cpuOf(root) {
+  const read = () => tree(root).reduce((sum, { us }) => sum + us, 0);
+  return root ? median([read(), read(), read()]) : 0;
+}
+
+/** Peak and present memory of a process and all below it in MB: the sum, so what they share counts for each. */
+export function memory(root) {
+  const sum = { peak: 0, now: 0 };
+  for (const { pid } of tree(root)) {
+    const status = read(`/proc/${pid}/status`);
+    const mb = (name) => Number(status.match(new RegExp(`${name}:\\s+(\\d+) kB`))?.[1] ?? 0) / 1024;
+    sum.peak += mb("VmHWM");
+    sum.now += mb("VmRSS");
+  }
+  return sum;
 }
 
 /** Processor time that the machine's cores were busy, in µs. */
@@ -84,11 +93,12 @@ export async function waitForQuiet() {
 
 /** Runs wrk once; throws where an answer was not 200, or there was none. */
 async function wrk(subject, kind, keys, duration) {
-  const keyFile = join(directory, "keys");
+  const [keyFile, bodyFile] = [join(directory, "keys"), join(directory, "body")];
   writeFileSync(keyFile, `${keys.join("\n")}\n`);
+  writeFileSync(bodyFile, subject.workloads[kind].body);
   const script = new URL("chat.lua", import.meta.url).pathname;
-  const args = ["-t2", `-c${CONNECTIONS}`, `-d${duration}s`, "--latency", "--timeout", "10s", "-s", script, subject[kind]];
-  const env = { ...process.env, BENCH_BODY: WORKLOADS[kind].body, BENCH_KEYS: keyFile };
+  const args = ["-t2", `-c${subject.isSlow ? SLOW_CONNECTIONS : CONNECTIONS}`, `-d${duration}s`, "--latency", "--timeout", "10s", "-s", script, subject[kind]];
+  const env = { ...process.env, BENCH_BODY: bodyFile, BENCH_KEYS: keyFile };
   const text = await output("wrk", args, { env }, duration + 30);
   const line = text.split("\n").find((l) => l.startsWith("RESULT "));
   if (!line) throw new Error(`wrk said no result: ${text}`);
@@ -118,18 +128,19 @@ export function output(program, args, options, limitSeconds) {
 }
 
 /**
- * Asks a subject for `duration` seconds after one of warming up. Where others took much of the machine meanwhile,
- * again; what is kept is the least disturbed.
+ * Asks a subject for `duration` seconds after one of warming up; one that answers few in a second three times as long.
+ * Where others took much of the machine meanwhile, again; what is kept is the least disturbed.
  */
 export async function measure({ subject, kind, keys, upstream, postgres, duration }) {
+  const slow = subject.isSlow ? 3 : 1;
   let best;
   for (let attempt = 0; attempt < TRIES; attempt++) {
     await waitForQuiet();
     const begin = performance.now();
-    await wrk(subject, kind, keys, 1);
+    await wrk(subject, kind, keys, slow);
     const settled = await subject.settled?.();
     const before = snapshot(subject, upstream, postgres);
-    const seen = await wrk(subject, kind, keys, duration);
+    const seen = await wrk(subject, kind, keys, duration * slow);
     const used = difference(snapshot(subject, upstream, postgres), before);
     const ours = (subject === upstream ? 0 : used.subject) + used.upstream + used.postgres + used.self + seen.generatorUs;
     if (subject.settled) {

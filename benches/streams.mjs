@@ -5,7 +5,7 @@
 import { once } from "node:events";
 import { Agent, createServer, request } from "node:http";
 import { join } from "node:path";
-import { ANSWERS, WORKLOADS, builds, run, seconds, startFarebox, startPassthrough, startPostgres } from "./house.mjs";
+import { WORKLOADS, builds, run, seconds, startFarebox, startPassthrough, startPostgres } from "./house.mjs";
 import { describe, memory, table } from "./measure.mjs";
 
 const STREAMS = Number(process.env.BENCH_STREAMS ?? 2000);
@@ -46,7 +46,7 @@ async function main() {
 /** An upstream whose streams say their first word at once, then one every few seconds, until they are told to end. */
 async function slowUpstream() {
   const open = new Set();
-  const [first, ...rest] = ANSWERS.sse.split(/(?<=\n\n)/);
+  const [first, ...rest] = WORKLOADS.sse.answer.split(/(?<=\n\n)/);
   const server = createServer((request, response) => {
     request.resume();
     response.writeHead(200, { "content-type": "text/event-stream" });
@@ -58,7 +58,7 @@ async function slowUpstream() {
   await once(server, "listening");
   setInterval(() => open.forEach((response) => response.write(first)), WORD_EVERY_S * 1000).unref();
   const url = `http://127.0.0.1:${server.address().port}`;
-  return { json: url, sse: url, end: () => open.forEach((response) => response.end(rest.join(""))) };
+  return { workloads: WORKLOADS, json: url, sse: url, end: () => open.forEach((response) => response.end(rest.join(""))) };
 }
 
 /** Opens all streams, a few at a time; returns a promise for each, of whether it came to its end whole. */

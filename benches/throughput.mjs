@@ -1,12 +1,12 @@
 // How many requests a second, at which cost: the upstream alone, nginx, a plain pass-through, Farebox on SQLite and on
-// PostgreSQL, in turn, in several rounds, each beginning with another.
+// PostgreSQL, LiteLLM where it is installed, in turn, in several rounds, each beginning with another.
 //
 //   node throughput.mjs target/release      BENCH_ROUNDS=3 BENCH_SECONDS=5 BENCH_FAREBOX=name=path,… BENCH_OUT=file.json
-import { spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import {
-  WORKLOADS, ask, builds, run, startFarebox, startPassthrough, startPostgres, startProxy, startUpstream,
+  WORKLOADS, builds, check, litellmVersion, run, startFarebox, startLitellm, startPassthrough, startPostgres, startProxy,
+  startUpstream,
 } from "./house.mjs";
 import { OTHERS_PERCENT, beginRound, describe, fsyncTimes, measure, median, table } from "./measure.mjs";
 
@@ -25,8 +25,10 @@ async function main() {
     gateways.push({ ...(await startFarebox(`${name} PostgreSQL`, path, postgres.database(`bench_${gateways.length}`), upstream)), postgres });
   }
   const direct = Object.assign(upstream, { name: "upstream alone" });
-  const subjects = [direct, proxy, passthrough, ...gateways];
-  const litellm = spawnSync("litellm", ["--version"]).status === 0;
+  // BENCH_PEERS=none leaves one out that is installed.
+  const litellm = process.env.BENCH_PEERS === "none" ? undefined : litellmVersion();
+  const peers = litellm ? [await startLitellm(upstream)] : [];
+  const subjects = [direct, proxy, passthrough, ...gateways, ...peers];
 
   for (const subject of subjects) await check(subject);
   const measurements = subjects.flatMap((subject) => [
@@ -36,7 +38,7 @@ async function main() {
 
   const fsync = fsyncTimes();
   console.log(describe([`PostgreSQL ${postgres.version}; fdatasync of 4 KB: p50 ${fsync.p50.toFixed(2)} ms, p99 ${fsync.p99.toFixed(2)} ms, others ${fsync.others.toFixed(0)} %`]));
-  console.log(`${litellm ? "LiteLLM is installed, and no subject of this program yet" : "LiteLLM is not installed: left out"}\n`);
+  console.log(`${litellm ? `LiteLLM ${litellm}, two workers, no database` : "LiteLLM is left out: BENCH_PEERS=litellm installs it"}\n`);
 
   const results = new Map();
   for (let round = 0; round < ROUNDS; round++) {
@@ -61,22 +63,16 @@ async function main() {
   for (const kind of Object.keys(WORKLOADS)) console.log(`${summary(kind, measurements, results)}\n`);
   for (const gateway of gateways.filter((one) => !one.postgres)) {
     const name = gateway.name.replace(/ SQLite$/, "");
-    console.log(`${goals(name, results)}\n`);
-  }
-}
-
-/** Before anything is counted: the subject answers as the upstream does. */
-async function check(subject) {
-  for (const [kind, { ends }] of Object.entries(WORKLOADS)) {
-    const answer = await ask(subject, kind);
-    const text = await answer.text();
-    if (answer.status !== 200 || !ends(text)) throw new Error(`${subject.name}, ${kind}: ${answer.status} ${text}`);
+    console.log(`${goals(name, peers, results)}\n`);
   }
 }
 
 /** Of each round the ratio to another subject's same round, and the median of these. */
 const ratio = (results, kind, one, other) =>
   median(results.get(`${kind} ${one}`).map((seen, round) => seen.perSecond / results.get(`${kind} ${other}`)[round].perSecond));
+
+/** A ratio with two digits at the least, however small or large. */
+const times = (value) => (value >= 10 ? value.toFixed(0) : value >= 0.1 ? value.toFixed(2) : value.toPrecision(2));
 
 function summary(kind, measurements, results) {
   const header = [
@@ -89,7 +85,7 @@ function summary(kind, measurements, results) {
     const cpu = rounds.some((seen) => seen.postgresCpu > 0) ? `${of("cpu", 0)} + ${of("postgresCpu", 0)}` : of("cpu", 0);
     return [
       title, rounds.map((seen) => seen.perSecond.toFixed(0)).join(", "),
-      ratio(results, kind, title, "nginx").toFixed(2), ratio(results, kind, title, "pass-through").toFixed(2),
+      times(ratio(results, kind, title, "nginx")), times(ratio(results, kind, title, "pass-through")),
       of("p50", 2), of("p99", 2), cpu, Math.max(...rounds.map((seen) => seen.peak)).toFixed(0),
       Math.max(...rounds.map((seen) => seen.others)).toFixed(0),
     ];
@@ -98,7 +94,7 @@ function summary(kind, measurements, results) {
 }
 
 /** What was set out to reach, and what was. A figure that others had a hand in says so. */
-function goals(name, results) {
+function goals(name, peers, results) {
   const [sqlite, postgres] = [`${name} SQLite`, `${name} PostgreSQL`];
   const rounds = (kind, title) => results.get(`${kind} ${title}`);
   const said = (isMet, ...used) => {
@@ -107,7 +103,7 @@ function goals(name, results) {
   };
   const atLeast = (what, kind, title, other, least) => {
     const is = ratio(results, kind, title, other);
-    return [`${what}: ≥ ${least} × ${other}`, is.toFixed(2), said(is >= least, rounds(kind, title), rounds(kind, other))];
+    return [`${what}: ≥ ${least} × ${other}`, times(is), said(is >= least, rounds(kind, title), rounds(kind, other))];
   };
   const cpuAtMost = (what, kind, most) => {
     const is = median(rounds(kind, sqlite).map((seen) => seen.cpu));
@@ -125,6 +121,10 @@ function goals(name, results) {
       cpuAtMost("SQLite, SSE", "sse", 150),
       ["SQLite: ≤ 60 MB of memory at the peak", peak.toFixed(0), said(peak <= 60)],
       atLeast("PostgreSQL, JSON", "json", postgres, "nginx", 0.25),
+      ...peers.flatMap(({ name: peer }) => [
+        atLeast("SQLite, JSON", "json", sqlite, peer, 75),
+        atLeast("SQLite, SSE", "sse", sqlite, peer, 75),
+      ]),
     ],
   );
 }

@@ -2,7 +2,7 @@
 # Installs what the demo or the tests need beyond Rust, Node and Python; does nothing twice.
 #
 #   scripts/setup.sh demo    the npm packages of tests/clients: a chain, its USDC, a model server, the clients
-#   scripts/setup.sh bench   those, nginx, wrk and PostgreSQL
+#   scripts/setup.sh bench   those, nginx, wrk and PostgreSQL; with BENCH_PEERS=litellm its gateway too
 #   scripts/setup.sh test    those of the demo, the Python clients, PostgreSQL, sqlite3, and a chain's state to start tests from
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,6 +21,7 @@ main() {
     bench)
       npm_packages
       programs_for_benchmarks
+      peers
       ;;
     *) fail "say what for: demo, bench or test" ;;
   esac
@@ -54,12 +55,16 @@ python_packages() {
   local wanted
   wanted=$(python3 --version && sha256sum <tests/clients/requirements.txt)
   done_before "$stamp" "$wanted" && return
-  # Debian ships Python without the part that makes virtual environments.
-  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
+  virtual_environments
   echo "installing the Python packages of tests/clients"
   python3 -m venv --clear build/venv
   build/venv/bin/pip install --quiet --disable-pip-version-check -r tests/clients/requirements.txt
   echo "$wanted" >"$stamp"
+}
+
+# Debian ships Python without the part that makes virtual environments.
+virtual_environments() {
+  python3 -c 'import ensurepip, venv' 2>/dev/null || install python3-venv
 }
 
 programs_for_tests() {
@@ -76,6 +81,28 @@ programs_for_benchmarks() {
   # The binary is where an ordinary user's PATH does not lead.
   PATH=$PATH:/usr/sbin command -v nginx >/dev/null || install nginx-light
   postgresql
+}
+
+# Other gateways to measure beside ours: large, and installed for nobody who did not ask.
+peers() {
+  local peer wanted=${BENCH_PEERS:-}
+  for peer in ${wanted//,/ }; do
+    case $peer in
+      litellm) litellm ;;
+      none) ;;
+      *) fail "BENCH_PEERS may name litellm, or be none; not $peer" ;;
+    esac
+  done
+}
+
+litellm() {
+  local version=1.108.4 stamp=build/bench-litellm/.installed
+  done_before "$stamp" "$version" && return
+  virtual_environments
+  echo "installing LiteLLM's gateway $version"
+  python3 -m venv --clear build/bench-litellm
+  build/bench-litellm/bin/pip install --quiet --disable-pip-version-check "litellm[proxy]==$version"
+  echo "$version" >"$stamp"
 }
 
 postgresql() {

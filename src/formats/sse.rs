@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::{Buf as _, Bytes, BytesMut};
+use memchr::memchr2;
 
 /// An event larger than this is no chunk of an answer.
 const MAX_EVENT_BYTES: usize = 8 << 20;
@@ -34,9 +35,8 @@ impl Splitter {
 
     /// The next whole event, if one is there.
     pub fn next_event(&mut self) -> Result<Option<Event>, EventTooLarge> {
-        while let Some(&byte) = self.buffer.get(self.searched) {
-            if byte == b'\n' && self.after_cr {
-                self.after_cr = false;
+        while let Some(&next) = self.buffer.get(self.searched) {
+            if std::mem::take(&mut self.after_cr) && next == b'\n' {
                 if self.searched == 0 {
                     // The CR before it ended the last event.
                     self.buffer.advance(1);
@@ -46,17 +46,20 @@ impl Splitter {
                 }
                 continue;
             }
-            self.after_cr = byte == b'\r';
-            self.searched += 1;
-            if byte == b'\n' || byte == b'\r' {
-                let line_is_empty = self.line_start + 1 == self.searched;
-                self.line_start = self.searched;
-                if line_is_empty {
-                    let event = self.buffer.split_to(self.searched).freeze();
-                    self.searched = 0;
-                    self.line_start = 0;
-                    return Ok(Some(Event(event)));
-                }
+            let unsearched = &self.buffer[self.searched..];
+            let Some(line_end) = memchr2(b'\n', b'\r', unsearched) else {
+                self.searched = self.buffer.len();
+                break;
+            };
+            self.after_cr = unsearched[line_end] == b'\r';
+            let line_is_empty = self.line_start == self.searched + line_end;
+            self.searched += line_end + 1;
+            self.line_start = self.searched;
+            if line_is_empty {
+                let event = self.buffer.split_to(self.searched).freeze();
+                self.searched = 0;
+                self.line_start = 0;
+                return Ok(Some(Event(event)));
             }
         }
         if self.buffer.len() > MAX_EVENT_BYTES { Err(EventTooLarge) } else { Ok(None) }
@@ -96,14 +99,13 @@ impl Event {
 
     /// The event's type, if it has one that is text.
     pub fn name(&self) -> Option<&str> {
-        let lines = self.0.split(|byte| matches!(byte, b'\n' | b'\r'));
-        let mut names = lines.filter_map(|line| line.strip_prefix(b"event:"));
-        names.next_back().and_then(|name| std::str::from_utf8(name).ok()).map(str::trim)
+        let names = self.lines().filter_map(|line| line.strip_prefix(b"event:"));
+        names.last().and_then(|name| std::str::from_utf8(name).ok()).map(str::trim)
     }
 
     /// The event's data: its `data:` lines, joined. `None` for a comment or a keep-alive.
     pub fn data(&self) -> Option<Cow<'_, [u8]>> {
-        let mut lines = self.0.split(|byte| matches!(byte, b'\n' | b'\r')).filter_map(|line| {
+        let mut lines = self.lines().filter_map(|line| {
             let value = line.strip_prefix(b"data")?;
             match value {
                 [] => Some(value),
@@ -119,6 +121,17 @@ impl Event {
             joined.extend_from_slice(line);
         }
         Some(Cow::Owned(joined))
+    }
+
+    /// Its lines without their ends; between a CR and its LF an empty one.
+    fn lines(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = Some(self.0.as_ref());
+        std::iter::from_fn(move || {
+            let text = rest?;
+            let line_end = memchr2(b'\n', b'\r', text);
+            rest = line_end.map(|at| &text[at + 1..]);
+            Some(&text[..line_end.unwrap_or(text.len())])
+        })
     }
 }
 
