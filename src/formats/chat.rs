@@ -456,7 +456,7 @@ impl StreamTap {
         if object.get("model").is_some() {
             object.set("model", self.model_json.as_str());
         }
-        Forward::Send(Event::from_data(&object.to_bytes()))
+        Forward::Send(Event::written(None, data.len() + self.model_json.len(), |out| object.write_to(out)))
     }
 
     /// Counts what a chunk delivers, and says whether it has no choices at all.

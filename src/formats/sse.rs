@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use memchr::memchr2;
+use memchr::{memchr, memchr2};
 
 /// An event larger than this is no chunk of an answer.
 const MAX_EVENT_BYTES: usize = 8 << 20;
@@ -76,23 +76,42 @@ impl Splitter {
     }
 }
 
+/// What a line of data begins with.
+const DATA: &[u8] = b"data: ";
+
 impl Event {
-    /// An event with one line of data.
+    /// An event with this data.
     pub fn from_data(data: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(data.len() + 8);
-        out.extend_from_slice(b"data: ");
-        out.extend_from_slice(data);
-        out.extend_from_slice(b"\n\n");
-        out.into()
+        Self::written(None, data.len(), |out| out.extend_from_slice(data))
     }
 
-    /// An event of a type, with one line of data.
+    /// An event of a type, with this data.
     pub fn named(name: &str, data: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(name.len() + data.len() + 16);
-        out.extend_from_slice(b"event: ");
-        out.extend_from_slice(name.as_bytes());
-        out.extend_from_slice(b"\ndata: ");
-        out.extend_from_slice(data);
+        Self::written(Some(name), data.len(), |out| out.extend_from_slice(data))
+    }
+
+    /// An event, perhaps of a type, whose data of about this length is written where it is to stand.
+    pub fn written(name: Option<&str>, length: usize, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
+        let mut out = Vec::with_capacity(name.map_or(0, str::len) + length + 32);
+        if let Some(name) = name {
+            out.extend_from_slice(b"event: ");
+            out.extend_from_slice(name.as_bytes());
+            out.push(b'\n');
+        }
+        out.extend_from_slice(DATA);
+        let begin = out.len();
+        write(&mut out);
+        // Values are passed on as they came, and one that came in several lines goes on in several.
+        if memchr(b'\n', &out[begin..]).is_some() {
+            let lines = out.split_off(begin);
+            for (i, line) in lines.split(|byte| *byte == b'\n').enumerate() {
+                if i > 0 {
+                    out.push(b'\n');
+                    out.extend_from_slice(DATA);
+                }
+                out.extend_from_slice(line);
+            }
+        }
         out.extend_from_slice(b"\n\n");
         out.into()
     }
@@ -165,6 +184,15 @@ mod tests {
         }
         let bytes: Vec<&[u8]> = STREAM.chunks(1).collect();
         assert_eq!(data_of(&bytes), whole);
+    }
+
+    #[test]
+    fn what_is_written_in_several_lines_is_read_as_it_was() {
+        for data in ["{\"a\":[1,\n2]}", "\n", "a\n\nb", "", "one"] {
+            assert_eq!(data_of(&[&Event::from_data(data.as_bytes())]), [data.as_bytes()], "{data:?}");
+            let named = Event(Event::named("x", data.as_bytes()));
+            assert_eq!((named.name(), named.data().as_deref()), (Some("x"), Some(data.as_bytes())));
+        }
     }
 
     #[test]

@@ -286,8 +286,8 @@ impl Metering {
                 Ok(answer) => {
                     attempts.succeeded(attempt);
                     open.serve(route);
-                    let (usage, estimate) = (answer.usage_raw(), answer.estimated_completion());
-                    let delivered = Delivered::new(exchange.dialect(), usage, estimate, true);
+                    let estimate = || answer.estimated_completion();
+                    let delivered = Delivered::new(exchange.dialect(), answer.usage_raw(), estimate, true);
                     let due = open.due(delivered, None);
                     Ok(due.map(|due| (answer.render(due.charged()), due)))
                 }

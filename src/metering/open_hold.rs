@@ -26,23 +26,32 @@ const SETTLE_RETRY: Duration = Duration::from_millis(500);
 pub struct Delivered {
     pub reported: Option<Reported>,
     pub usage_raw: Option<String>,
+    /// 0 where it is of no matter.
     pub estimated_completion: u64,
     /// Whether this is all there was to come: then a report of usage is the last word.
     pub is_whole: bool,
 }
 
 impl Delivered {
-    pub fn new(dialect: Dialect, usage_raw: Option<&str>, estimated_completion: u64, is_whole: bool) -> Self {
+    /// Counting what was delivered takes a look at all of it, which only a report of the whole can save.
+    pub fn new(
+        dialect: Dialect,
+        usage_raw: Option<&str>,
+        estimate_completion: impl FnOnce() -> u64,
+        is_whole: bool,
+    ) -> Self {
+        let reported = usage_raw.and_then(|raw| Reported::read(dialect, raw));
+        let is_known = is_whole && reported.is_some();
         Self {
-            reported: usage_raw.and_then(|raw| Reported::read(dialect, raw)),
+            reported,
             usage_raw: usage_raw.map(str::to_owned),
-            estimated_completion,
+            estimated_completion: if is_known { 0 } else { estimate_completion() },
             is_whole,
         }
     }
 
     pub fn from_tap(tap: &Tap, dialect: Dialect, is_whole: bool) -> Self {
-        Self::new(dialect, tap.usage_raw(), tap.estimated_completion(), is_whole)
+        Self::new(dialect, tap.usage_raw(), || tap.estimated_completion(), is_whole)
     }
 
     /// Whether the upstream says that there was any output.
