@@ -8,7 +8,7 @@ use alloy::primitives::{Address, Bytes, address};
 use serde_json::{Value, json};
 
 use super::process::Process;
-use super::{PATIENCE, eventually, http_client, tool};
+use super::{PATIENCE, TempDir, eventually, http_client, tool};
 
 /// Where USDC is on Base, and here.
 pub const USDC: Address = address!("833589fCD6eDb6E08f4c7C32D4f71b54bdA02913");
@@ -25,6 +25,8 @@ pub struct TestChain {
     pub url: String,
     http: reqwest::Client,
     process: Process,
+    /// Where it puts states of earlier blocks, which it leaves behind when it is killed.
+    _states: TempDir,
 }
 
 impl TestChain {
@@ -43,10 +45,12 @@ impl TestChain {
             "1",
         ]);
         command.arg("--load-state").arg(tool("USDC_STATE", "build/usdc-state.json"));
+        let states = TempDir::new();
+        command.arg("--cache-path").arg(states.path());
         let mut process = Process::spawn("anvil", &mut command);
         let line = process.wait_for_line(PATIENCE, |line| line.starts_with("Listening on ")).unwrap();
         let url = format!("http://{}", line.trim_start_matches("Listening on ").trim());
-        Self { url, http: http_client(), process }
+        Self { url, http: http_client(), process, _states: states }
     }
 
     /// One for all tests that run at the moment and only pay on it.
