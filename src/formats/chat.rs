@@ -522,6 +522,7 @@ pub(super) mod tests {
             max_tokens_field: "max_completion_tokens".into(),
             reasoning: Reasoning::Reject,
             fallbacks: Vec::new(),
+            image_tokens: Vec::new(),
             prices: Arc::new(Prices::of_text(
                 UnitPrice::new(150_000),
                 UnitPrice::new(75_000),
