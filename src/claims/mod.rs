@@ -7,6 +7,10 @@
 
 mod store;
 
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -39,12 +43,18 @@ impl Claim {
     }
 }
 
-/// What a request asks for, in short: two that differ in a byte differ here.
-pub fn request_hash(path: &str, body: &[u8]) -> String {
+/// What a request asks for, in short: two that differ in a byte of a piece, or are cut into others, differ here.
+pub fn request_hash(path: &str, pieces: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     hash.update(path.as_bytes());
     hash.update([0]);
-    hash.update(body);
+    for piece in pieces {
+        // One piece is all there is: nobody need know where it ends.
+        if pieces.len() > 1 {
+            hash.update(u64::try_from(piece.len()).unwrap_or(u64::MAX).to_le_bytes());
+        }
+        hash.update(piece);
+    }
     hex::encode(hash.finalize())
 }
 
@@ -74,6 +84,8 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptAnswer {
     pub kind: Kind,
+    /// As what it was sent, if not as JSON or events.
+    pub content_type: Option<String>,
     pub body: Bytes,
 }
 
@@ -89,17 +101,26 @@ impl KeptAnswers {
         Self { db, clock }
     }
 
-    /// Keeps an answer, if it is small enough and text.
-    pub async fn keep(&self, request_id: &str, kind: Kind, body: &[u8]) -> Result<(), DbError> {
-        let Some(text) = std::str::from_utf8(body).ok().filter(|text| text.len() <= MAX_KEPT_BYTES) else {
-            return Ok(());
-        };
-        // PostgreSQL holds no NUL in a text.
-        if text.contains('\0') {
+    /// Keeps an answer, if it is small enough, and JSON or of another type that is named.
+    pub async fn keep(
+        &self,
+        request_id: &str,
+        kind: Kind,
+        content_type: Option<&str>,
+        body: &[u8],
+    ) -> Result<(), DbError> {
+        if body.len() > MAX_KEPT_BYTES {
             return Ok(());
         }
+        // What has a type of its own need not be text.
+        let text = match content_type {
+            Some(_) => Some(Cow::Owned(STANDARD.encode(body))),
+            // PostgreSQL holds no NUL in a text.
+            None => std::str::from_utf8(body).ok().filter(|text| !text.contains('\0')).map(Cow::Borrowed),
+        };
+        let Some(text) = text else { return Ok(()) };
         let mut tx = self.db.begin().await?;
-        store::keep(&mut tx, request_id, kind, text, self.clock.now()).await?;
+        store::keep(&mut tx, request_id, (kind, content_type), &text, self.clock.now()).await?;
         tx.commit().await
     }
 

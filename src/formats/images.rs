@@ -273,6 +273,13 @@ impl<'a> ImagesRequest<'a> {
         }
     }
 
+    pub(super) fn form(&self) -> Option<&Form<'a>> {
+        match &self.source {
+            Source::Generation(_) => None,
+            Source::Edit(form) => Some(form),
+        }
+    }
+
     pub fn is_edit(&self) -> bool {
         matches!(self.source, Source::Edit(_))
     }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
+use crate::formats::conversation::UpstreamFormat;
 use crate::formats::embeddings::EmbeddingsRequest;
+use crate::formats::exchange::UpstreamRequest;
 use crate::formats::images::ImagesRequest;
 use crate::formats::json::{Object, quote, with_member};
 use crate::formats::multipart::Form;
@@ -74,15 +76,6 @@ pub enum Request<'a> {
     Transcription(TranscriptionRequest<'a>),
 }
 
-/// What an upstream is sent.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct UpstreamRequest {
-    /// Behind the upstream's base URL.
-    pub path: &'static str,
-    pub content_type: String,
-    pub body: Bytes,
-}
-
 impl<'a> Request<'a> {
     pub fn parse(medium: Medium, content_type: Option<&str>, body: &'a [u8]) -> Result<Self, BadRequest> {
         Ok(match medium {
@@ -92,6 +85,25 @@ impl<'a> Request<'a> {
             Medium::Speech => Self::Speech(SpeechRequest::parse(body)?),
             Medium::Transcriptions => Self::Transcription(TranscriptionRequest::parse(content_type, body)?),
         })
+    }
+
+    pub fn medium(&self) -> Medium {
+        match self {
+            Self::Embeddings(_) => Medium::Embeddings,
+            Self::Images(request) if request.is_edit() => Medium::ImageEdits,
+            Self::Images(_) => Medium::Images,
+            Self::Speech(_) => Medium::Speech,
+            Self::Transcription(_) => Medium::Transcriptions,
+        }
+    }
+
+    /// What a form says, whatever its boundary; `None` of what is none.
+    pub fn pieces(&self) -> Option<Vec<&'a [u8]>> {
+        match self {
+            Self::Images(request) => request.form().map(Form::pieces),
+            Self::Transcription(request) => Some(request.form().pieces()),
+            Self::Embeddings(_) | Self::Speech(_) => None,
+        }
     }
 
     pub fn model(&self) -> &str {
@@ -130,21 +142,27 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// What the upstream is sent for it.
-    pub fn to_upstream(&self, offer: &Offer) -> UpstreamRequest {
+    /// What an upstream is sent for it: one that speaks as OpenAI does, and no other.
+    pub fn to_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<UpstreamRequest, BadRequest> {
+        if !matches!(format, UpstreamFormat::Chat | UpstreamFormat::Responses) {
+            let message =
+                format!("{} has a provider that is not asked for this: choose another model", offer.id);
+            return Err(unsupported("model", message));
+        }
         let json = || "application/json".to_owned();
-        let (medium, content_type, body) = match self {
-            Self::Embeddings(request) => (Medium::Embeddings, json(), request.upstream_body(offer)),
-            Self::Images(request) => {
-                let medium = if request.is_edit() { Medium::ImageEdits } else { Medium::Images };
-                (medium, request.upstream_content_type(), request.upstream_body(offer))
-            }
-            Self::Speech(request) => (Medium::Speech, json(), request.upstream_body(offer)),
-            Self::Transcription(request) => {
-                (Medium::Transcriptions, request.upstream_content_type(), request.upstream_body(offer))
-            }
+        let (content_type, body) = match self {
+            Self::Embeddings(request) => (json(), request.upstream_body(offer)),
+            Self::Images(request) => (request.upstream_content_type(), request.upstream_body(offer)),
+            Self::Speech(request) => (json(), request.upstream_body(offer)),
+            Self::Transcription(request) => (request.form().content_type(), request.upstream_body(offer)),
         };
-        UpstreamRequest { path: medium.path(), content_type, body }
+        let headers = vec![("content-type", content_type)];
+        Ok(UpstreamRequest {
+            format: UpstreamFormat::Chat,
+            path: self.medium().path().to_owned(),
+            headers,
+            body,
+        })
     }
 
     /// How its answer is read.
@@ -217,7 +235,12 @@ impl Reading {
         Self { model, format, dialect, counted: Usage::NONE, estimate: None, estimate_of_part: None }
     }
 
-    /// Reads a whole answer.
+    /// In which words the upstream reports usage.
+    pub fn dialect(&self) -> Dialect {
+        self.dialect
+    }
+
+    /// Reads a whole answer, which came as this type.
     pub fn read<'a>(&'a self, content_type: Option<&str>, body: &'a [u8]) -> Result<Answer<'a>, NotAnAnswer> {
         let object = Object::parse(body).ok();
         if object.as_ref().is_some_and(|object| object.get_non_null("error").is_some()) {
@@ -231,12 +254,16 @@ impl Reading {
             Format::Transcript => has("text", '"'),
             Format::Text => std::str::from_utf8(body).is_ok(),
             Format::Sound(_) => {
-                let is_text =
-                    |value: &str| value.starts_with("text/") || value.starts_with("application/json");
-                !body.is_empty() && object.is_none() && !content_type.is_some_and(is_text)
+                let is_text = content_type.is_some_and(|value| value.trim_start().starts_with("text/"));
+                !body.is_empty() && object.is_none() && !is_text
             }
         };
-        if is_one { Ok(Answer { reading: self, body, object }) } else { Err(NotAnAnswer::Nonsense) }
+        let content_type = content_type.map(str::to_owned);
+        if is_one {
+            Ok(Answer { reading: self, content_type, body, object })
+        } else {
+            Err(NotAnAnswer::Nonsense)
+        }
     }
 
     /// Watches a stream past.
@@ -304,6 +331,8 @@ fn of_tokens(usage: &Usage) -> Usage {
 /// A whole answer.
 pub struct Answer<'a> {
     reading: &'a Reading,
+    /// As what it came.
+    content_type: Option<String>,
     body: &'a [u8],
     object: Option<Object<'a>>,
 }
@@ -375,9 +404,20 @@ impl Answer<'_> {
         object.to_bytes().into()
     }
 
-    /// Whether the client gets JSON, or what came under the upstream's own type.
-    pub fn is_json(&self) -> bool {
-        self.object.is_some()
+    /// What the client gets it as; `None`: JSON. Of sound that is what the upstream says, if it is sound.
+    pub fn content_type(&self) -> Option<String> {
+        let is_sound = |kind: &&str| {
+            let name = kind.strip_prefix("audio/").unwrap_or_default();
+            !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
+        };
+        match (&self.object, &self.reading.format) {
+            (Some(_), _) => None,
+            (None, Format::Sound(_)) => {
+                let kind = self.content_type.as_deref().filter(is_sound);
+                Some(kind.unwrap_or("application/octet-stream").to_owned())
+            }
+            (None, _) => Some("text/plain; charset=utf-8".to_owned()),
+        }
     }
 }
 

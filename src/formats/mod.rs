@@ -8,6 +8,7 @@ pub mod errors;
 pub mod exchange;
 #[cfg(test)]
 mod golden;
+pub mod goods;
 pub mod images;
 pub mod json;
 pub mod media;

@@ -24,6 +24,7 @@ pub struct Form<'a> {
 struct Part {
     name: String,
     is_file: bool,
+    head: Range<usize>,
     value: Range<usize>,
 }
 
@@ -62,7 +63,7 @@ impl<'a> Form<'a> {
             }
             let length = find(&body[start..], delimiter.as_bytes());
             let end = start + length.ok_or_else(|| unreadable("it is cut off"))?;
-            parts.push(Part::read(&body[at..at + head], start..end)?);
+            parts.push(Part::read(body, at..at + head, start..end)?);
             at = end + delimiter.len();
         }
     }
@@ -121,6 +122,12 @@ impl<'a> Form<'a> {
         })
     }
 
+    /// Its parts one after the other, each as its head and its value, without the boundary.
+    pub fn pieces(&self) -> Vec<&'a [u8]> {
+        let body = self.body;
+        self.parts.iter().flat_map(|part| [&body[part.head.clone()], &body[part.value.clone()]]).collect()
+    }
+
     /// The body with another text in one field, which is there.
     pub fn with_text(&self, name: &str, text: &str) -> Bytes {
         let Some(part) = self.parts.iter().find(|part| part.name == name) else {
@@ -132,8 +139,9 @@ impl<'a> Form<'a> {
 }
 
 impl Part {
-    fn read(head: &[u8], value: Range<usize>) -> Result<Self, BadRequest> {
-        let head = std::str::from_utf8(head).map_err(|_| unreadable("the head of a part is not UTF-8"))?;
+    fn read(body: &[u8], place: Range<usize>, value: Range<usize>) -> Result<Self, BadRequest> {
+        let head = std::str::from_utf8(&body[place.clone()])
+            .map_err(|_| unreadable("the head of a part is not UTF-8"))?;
         let mut disposition = None;
         for line in head.split("\r\n") {
             if line.contains(['\r', '\n', '\0']) || line.starts_with([' ', '\t']) {
@@ -175,7 +183,7 @@ impl Part {
         if name.is_empty() || !name.bytes().all(is_clear) || name == "_charset_" {
             return Err(unreadable("a name has letters that are in none"));
         }
-        Ok(Self { name: name.to_owned(), is_file, value })
+        Ok(Self { name: name.to_owned(), is_file, head: place, value })
     }
 }
 

@@ -115,6 +115,21 @@ pub struct Bounds {
 }
 
 impl Bounds {
+    /// All of it used, as the dearest units that its tokens may be billed as: what is charged for where nobody can
+    /// tell what was.
+    pub fn all(&self, prices: &Prices) -> Usage {
+        let dearest = |is_of: fn(Unit) -> bool| {
+            let units = self.tokens.iter().filter(|unit| is_of(*unit));
+            units.max_by_key(|unit| prices.charged(*unit))
+        };
+        let sides =
+            [(dearest(Unit::is_prompt), self.prompt), (dearest(Unit::is_completion), self.completion)];
+        sides.iter().fold(self.others, |usage, (unit, count)| match unit {
+            Some(unit) => usage.with(*unit, *count),
+            None => usage,
+        })
+    }
+
     /// The most that can be billed.
     pub fn most(&self) -> Most {
         let tokens = Most::of_text(self.prompt, self.completion);

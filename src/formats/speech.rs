@@ -193,6 +193,10 @@ mod tests {
         assert_eq!(read("text/html", "<html>"), Some(NotAnAnswer::Nonsense));
         assert_eq!(read("application/json", r#"{"error":{"message":"no"}}"#), Some(NotAnAnswer::Error));
         assert_eq!(read("application/json", r#"{"ok":true}"#), Some(NotAnAnswer::Nonsense));
+        let kind = |content_type: &str| reading.read(Some(content_type), b"ID3").unwrap().content_type();
+        assert_eq!(kind("audio/mpeg").as_deref(), Some("audio/mpeg"));
+        assert_eq!(kind("image/svg+xml").as_deref(), Some("application/octet-stream"));
+        assert_eq!(kind("audio/x\r\nset-cookie: a").as_deref(), Some("application/octet-stream"));
     }
 
     #[test]

@@ -131,8 +131,8 @@ impl<'a> TranscriptionRequest<'a> {
         self.form.with_text("model", &offer.upstream_model)
     }
 
-    pub fn upstream_content_type(&self) -> String {
-        self.form.content_type()
+    pub(super) fn form(&self) -> &Form<'a> {
+        &self.form
     }
 
     pub fn reading(&self) -> Reading {

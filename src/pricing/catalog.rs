@@ -29,7 +29,7 @@ pub struct Offer {
     pub reasoning: Reasoning,
     /// Ids of other offers, which are asked in turn where this one cannot answer.
     pub fallbacks: Vec<String>,
-    /// Of pictures, the most tokens that one has: the largest of the rows that fit.
+    /// Of pictures, the most tokens that one has: see [`Self::most_image_tokens`].
     pub image_tokens: Vec<ImageTokens>,
     pub prices: Arc<Prices>,
     /// Of the catalogue it is in; `None` until it is in one.
@@ -98,15 +98,23 @@ impl Offer {
         self.id.split_once('/').map_or(self.id.as_str(), |(_, name)| name)
     }
 
-    /// The most tokens that a picture of this size and quality has, where that is listed. What is not said (`None`,
-    /// or `auto`) can be anything.
+    /// The most tokens that a picture of this size and quality has, where that is listed: just for it, or
+    /// for anything. What is not said (`None`, or `auto`) can be anything.
     pub fn most_image_tokens(&self, size: Option<&str>, quality: Option<&str>) -> Option<u64> {
-        let fits = |listed: &Option<String>, said: Option<&str>| match (listed, said) {
-            (Some(listed), Some(said)) => said == "auto" || listed == said,
-            _ => true,
+        let said = |text: Option<&str>| text.filter(|text| *text != "auto").map(str::to_owned);
+        let (size, quality) = (said(size), said(quality));
+        let is_this = |row: &&ImageTokens| row.size == size && row.quality == quality;
+        if size.is_some()
+            && quality.is_some()
+            && let Some(row) = self.image_tokens.iter().find(is_this)
+        {
+            return Some(row.most);
+        }
+        let fits = |listed: &Option<String>, said: &Option<String>| {
+            listed.is_none() || said.is_none() || listed == said
         };
         let rows =
-            self.image_tokens.iter().filter(|row| fits(&row.size, size) && fits(&row.quality, quality));
+            self.image_tokens.iter().filter(|row| fits(&row.size, &size) && fits(&row.quality, &quality));
         rows.map(|row| row.most).max()
     }
 

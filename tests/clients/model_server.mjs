@@ -17,6 +17,13 @@
 //   [silent]        30 seconds of nothing, then the plain answer
 //   anything else   the plain answer; 20 prompt and 9 completion tokens, as in the contract's example of a charge
 //
+// Of what is no conversation, and has none of these words in its text:
+//
+//   an embedding    [0.25, -0.5, 0.125] for each input; it counts no tokens
+//   a picture       one, whatever number is asked for; without usage
+//   speech          six bytes, as audio/mpeg
+//   a transcription "Hello there.", 2.25 seconds long and billed as 3; of listener-by-token 25 and 4 tokens
+//
 // A conversation that ends in a tool's result gets the plain answer. The usage is in every plain answer, and in a
 // stream, as a chunk of its own, if stream_options.include_usage asks for it. The model named is the one asked for.
 import { LLMock } from "@copilotkit/aimock";
@@ -51,6 +58,21 @@ server.onMessage("[nonsense]", PLAIN, { chaos: { malformedRate: 1 } });
 server.onMessage("[hang-up]", PLAIN, { chaos: { disconnectRate: 1 } });
 server.onMessage("[silent]", PLAIN, { chaos: { latencyMs: 30_000 } });
 server.on({ endpoint: "chat" }, PLAIN);
+server.on({ endpoint: "embedding" }, { embedding: [0.25, -0.5, 0.125] });
+server.on({ endpoint: "image" }, { image: { b64Json: "iVBORw0KGgo=" } });
+server.on({ endpoint: "speech" }, { audio: Buffer.from("49443300ff01", "hex").toString("base64"), format: "mp3" });
+const transcript = (usage) => ({ transcription: { text: "Hello there.", duration: 2.25, usage } });
+server.on(
+  { endpoint: "transcription", model: "listener-by-token" },
+  transcript({
+    type: "tokens",
+    input_tokens: 25,
+    input_token_details: { text_tokens: 0, audio_tokens: 25 },
+    output_tokens: 4,
+    total_tokens: 29,
+  }),
+);
+server.on({ endpoint: "transcription" }, transcript({ type: "duration", seconds: 3 }));
 
 console.log(`ready ${await server.start()}`);
 
