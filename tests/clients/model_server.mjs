@@ -17,11 +17,11 @@
 //   [silent]        30 seconds of nothing, then the plain answer
 //   anything else   the plain answer; 20 prompt and 9 completion tokens, as in the contract's example of a charge
 //
-// Of what is no conversation, and has none of these words in its text:
+// Of what is no conversation:
 //
 //   an embedding    [0.25, -0.5, 0.125] for each input; it counts no tokens
 //   a picture       one, whatever number is asked for; without usage
-//   speech          six bytes, as audio/mpeg
+//   speech          six bytes, as audio/mpeg; of a text with [bad-request] in it 400
 //   a transcription "Hello there.", 2.25 seconds long and billed as 3; of listener-by-token 25 and 4 tokens
 //
 // A conversation that ends in a tool's result gets the plain answer. The usage is in every plain answer, and in a
@@ -60,6 +60,10 @@ server.onMessage("[silent]", PLAIN, { chaos: { latencyMs: 30_000 } });
 server.on({ endpoint: "chat" }, PLAIN);
 server.on({ endpoint: "embedding" }, { embedding: [0.25, -0.5, 0.125] });
 server.on({ endpoint: "image" }, { image: { b64Json: "iVBORw0KGgo=" } });
+server.on(
+  { endpoint: "speech", userMessage: "[bad-request]" },
+  error(400, "There is no such voice.", "invalid_value"),
+);
 server.on({ endpoint: "speech" }, { audio: Buffer.from("49443300ff01", "hex").toString("base64"), format: "mp3" });
 const transcript = (usage) => ({ transcription: { text: "Hello there.", duration: 2.25, usage } });
 server.on(
