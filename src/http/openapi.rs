@@ -569,7 +569,14 @@ fn llms_text(app: &App) -> String {
     text += "\n## Models\n\n";
     for offer in app.catalog.current().iter() {
         if offer.kind != ModelKind::Chat {
-            let _ = writeln!(text, "- {}: {}", offer.id, offer.kind.as_str());
+            // Of pictures by size the dearest is shown.
+            let rates = offer.prices.at(0);
+            let rates = rates.iter().map(|(unit, price)| {
+                let usd = price.to_billed_usd_per(unit.per(), app.config.markup);
+                format!("${usd} for {} {}", unit.per(), unit.counted_key())
+            });
+            let rates: Vec<_> = rates.collect();
+            let _ = writeln!(text, "- {}: {}; {}", offer.id, offer.kind.as_str(), rates.join(", "));
             continue;
         }
         let (prompt, completion) = (
