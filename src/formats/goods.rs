@@ -144,7 +144,7 @@ impl Exchange {
     pub fn tap(&self) -> Tap {
         match self {
             Self::Conversation(exchange) => Tap::Conversation(exchange.tap()),
-            Self::Medium(reading) => Tap::Medium(reading.tap()),
+            Self::Medium(reading) => Tap::Medium(Box::new(reading.tap())),
         }
     }
 }
@@ -209,7 +209,7 @@ impl Answer<'_> {
 /// delivered.
 pub enum Tap {
     Conversation(exchange::Tap),
-    Medium(media::StreamTap),
+    Medium(Box<media::StreamTap>),
 }
 
 impl Tap {
