@@ -66,6 +66,7 @@ fn the_routes_are_those_of_the_contract() {
         ("/v1/messages", "POST", Access::Priced),
         ("/v1/messages/count_tokens", "POST", Access::Caller),
         ("/v1/responses", "POST", Access::Priced),
+        ("/v1/completions", "POST", Access::Priced),
         ("/v1/embeddings", "POST", Access::Priced),
         ("/v1/images/generations", "POST", Access::Priced),
         ("/v1/images/edits", "POST", Access::Priced),

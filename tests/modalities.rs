@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use crate::support::chain::TestChain;
-use crate::support::gateway::{Answer, Call, Customer, Gateway, Setup, micro};
+use crate::support::gateway::{Answer, Call, Customer, Gateway, MODEL, Setup, micro};
 use crate::support::media::{
     EMBEDDER_BY_TOKEN, LISTENER, LISTENER_BY_TOKEN, PAINTER, PAINTER_BY_TOKEN, VOICE, VOICE_BY_TOKEN, form,
     post_form, usual_request, wav, with_media,
@@ -13,6 +13,7 @@ use crate::support::postgres::fresh_database;
 use crate::support::upstream::{Script, ScriptedUpstream, error};
 use crate::support::wallet::TestWallet;
 
+const COMPLETIONS: &str = "/v1/completions";
 const EMBEDDINGS: &str = "/v1/embeddings";
 const IMAGES: &str = "/v1/images/generations";
 const EDITS: &str = "/v1/images/edits";
@@ -85,6 +86,44 @@ async fn embeddings_are_charged_by_their_tokens() {
     let given = ask(&gateway, &customer, EMBEDDINGS, &body).await.expect(200);
     let receipt = was_charged(&gateway, &customer, &given, 5000 * 20_000, 5000 * 20_000).await;
     assert_eq!((&receipt["outcome"], &receipt["reason"]), (&json!("estimated"), &json!("usage_missing")));
+    gateway.audit();
+}
+
+#[tokio::test]
+async fn completions_of_the_old_kind_are_charged_like_chats() {
+    let (gateway, upstream, customer) = scripted().await;
+    let choice = json!({"text": " enough for all.", "index": 0, "logprobs": null, "finish_reason": "stop"});
+    let usage = json!({"prompt_tokens": 20, "completion_tokens": 9, "total_tokens": 29});
+    let answer = json!({"id": "cmpl-1", "object": "text_completion", "model": "upstream-name", "choices": [choice], "usage": usage});
+    upstream.play(Script::json(200, &answer));
+    let mut body =
+        json!({"model": MODEL, "prompt": ["A wallet is", "You"], "n": 2, "max_tokens": 100, "stop": "."});
+    let given = ask(&gateway, &customer, COMPLETIONS, &body).await.expect(200);
+    let held = (13 + 5 + 2 * 80) * 150_000 + 400 * 600_000;
+    was_charged(&gateway, &customer, &given, held, 20 * 150_000 + 9 * 600_000).await;
+    assert_eq!((&given.json()["model"], &given.json()["usage"]["charged_usdc"]), (&json!(MODEL), &json!(11)));
+    let sent = upstream.last_received();
+    assert!(sent.head.starts_with("post /v1/completions "), "{}", sent.head);
+    assert_eq!((&sent.json()["model"], &sent.json()["max_tokens"]), (&json!("gpt-5-mini"), &json!(100)));
+
+    let chunk = |text: &str, reason: Value| json!({"object": "text_completion", "model": "u", "choices": [{"text": text, "index": 0, "finish_reason": reason}]});
+    let last = json!({"object": "text_completion", "model": "u", "choices": [], "usage": usage});
+    let begun = Script::stream().event(&chunk(" enough for all.", Value::Null));
+    upstream.play(begun.clone().event(&chunk("", json!("stop"))).event(&last).done());
+    body = json!({"model": MODEL, "prompt": "A wallet is", "stream": true});
+    let given = ask(&gateway, &customer, COMPLETIONS, &body).await.expect(200);
+    assert!(
+        given.text().ends_with("data: [DONE]\n\n") && !given.text().contains("usage"),
+        "{}",
+        given.text()
+    );
+    assert_eq!(gateway.receipt_in_time(&customer, id(&given)).await["charged_usdc"], 11);
+    assert_eq!(upstream.last_received().json()["stream_options"]["include_usage"], true);
+    // One that is cut off: the prompt, and the sixteen letters that came.
+    upstream.play(begun);
+    let given = ask(&gateway, &customer, COMPLETIONS, &body).await.expect(200);
+    let receipt = gateway.receipt_in_time(&customer, id(&given)).await;
+    assert_eq!(receipt["charged_usdc"], billed(4 * 150_000 + 4 * 600_000), "{receipt}");
     gateway.audit();
 }
 
@@ -391,7 +430,7 @@ async fn an_answer_of_any_type_is_given_again() {
 #[tokio::test]
 async fn a_wallet_pays_for_each_with_the_request() {
     let gateway = Gateway::start_with(with_media(Setup::usual())).await;
-    for path in [EMBEDDINGS, IMAGES, EDITS, SPEECH, TRANSCRIPTIONS] {
+    for path in [COMPLETIONS, EMBEDDINGS, IMAGES, EDITS, SPEECH, TRANSCRIPTIONS] {
         let wallet = TestWallet::random();
         gateway.chain().mint(wallet.address(), micro("1")).await;
         let asked = usual_request(&gateway, path).unwrap().send().await.expect(402);

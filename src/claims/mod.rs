@@ -19,8 +19,10 @@ use crate::db::{Db, DbError};
 
 /// For so long an idempotency key is remembered, and an answer kept.
 pub const REMEMBERED_SECONDS: i64 = 86_400;
-/// An answer larger than this is not kept.
+/// A stream larger than this is not kept: until it ends, it is in memory …
 pub const MAX_KEPT_BYTES: usize = 1 << 20;
+/// … and a whole answer larger than this is not: a picture has some millions of bytes.
+const MAX_KEPT_WHOLE_BYTES: usize = 8 << 20;
 /// What the names begin with of requests that a payment was made for: these are remembered for ever,
 /// so that no payment buys a second request.
 const OF_PAYMENT: &str = "payment:";
@@ -109,7 +111,11 @@ impl KeptAnswers {
         content_type: Option<&str>,
         body: &[u8],
     ) -> Result<(), DbError> {
-        if body.len() > MAX_KEPT_BYTES {
+        let most = match kind {
+            Kind::Json => MAX_KEPT_WHOLE_BYTES,
+            Kind::Stream => MAX_KEPT_BYTES,
+        };
+        if body.len() > most {
             return Ok(());
         }
         // What has a type of its own need not be text.

@@ -32,10 +32,20 @@ pub struct EmbeddingsRequest<'a> {
 
 /// One text, or one list of tokens.
 #[derive(Copy, Clone)]
-enum Input {
+pub(super) enum Input {
     /// So many bytes of text at most.
     Text(u64),
     Tokens(u64),
+}
+
+impl Input {
+    /// Its tokens, where nobody counted them.
+    pub(super) fn estimate(&self) -> u64 {
+        match self {
+            Self::Text(bytes) => estimate_tokens(*bytes),
+            Self::Tokens(count) => *count,
+        }
+    }
 }
 
 const EXPECTED: &str = "input must be a text, a list of texts, a list of tokens, or a list of such lists";
@@ -72,11 +82,7 @@ impl<'a> EmbeddingsRequest<'a> {
     }
 
     fn estimate(&self) -> u64 {
-        let estimate = |input: &Input| match input {
-            Input::Text(bytes) => estimate_tokens(*bytes),
-            Input::Tokens(count) => *count,
-        };
-        self.inputs.iter().map(estimate).fold(0, u64::saturating_add)
+        self.inputs.iter().map(Input::estimate).fold(0, u64::saturating_add)
     }
 
     /// The body for the upstream: the client's, but for the model's name there.
@@ -93,7 +99,7 @@ impl<'a> EmbeddingsRequest<'a> {
 }
 
 /// The inputs, each by its size. `None` where they are of another shape.
-fn inputs(json: &str) -> Option<Vec<Input>> {
+pub(super) fn inputs(json: &str) -> Option<Vec<Input>> {
     if json.starts_with('"') {
         return Some(vec![Input::Text(length(json))]);
     }

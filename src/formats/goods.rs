@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::formats::answer::{Forward, NotAnAnswer};
+use crate::formats::completions::CompletionsRequest;
 use crate::formats::conversation::{ClientFormat, UpstreamFormat};
 use crate::formats::errors::ErrorText;
 use crate::formats::exchange::{self, UpstreamRequest};
@@ -19,12 +20,15 @@ use crate::pricing::{Dialect, Offer, Prices, Terms};
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Goods {
     Conversation(ClientFormat),
+    /// Of the old kind.
+    Completions,
     Medium(Medium),
 }
 
 /// A request, parsed as far as its price needs.
 pub enum Request<'a> {
     Conversation(exchange::Request<'a>),
+    Completions(CompletionsRequest<'a>),
     Medium(media::Request<'a>),
 }
 
@@ -32,6 +36,7 @@ impl<'a> Request<'a> {
     pub fn parse(goods: Goods, content_type: Option<&str>, body: &'a [u8]) -> Result<Self, BadRequest> {
         Ok(match goods {
             Goods::Conversation(format) => Self::Conversation(exchange::Request::parse(format, body)?),
+            Goods::Completions => Self::Completions(CompletionsRequest::parse(body)?),
             Goods::Medium(medium) => Self::Medium(media::Request::parse(medium, content_type, body)?),
         })
     }
@@ -39,6 +44,7 @@ impl<'a> Request<'a> {
     pub fn goods(&self) -> Goods {
         match self {
             Self::Conversation(request) => Goods::Conversation(request.format()),
+            Self::Completions(_) => Goods::Completions,
             Self::Medium(request) => Goods::Medium(request.medium()),
         }
     }
@@ -46,6 +52,7 @@ impl<'a> Request<'a> {
     pub fn model(&self) -> &str {
         match self {
             Self::Conversation(request) => request.model(),
+            Self::Completions(request) => &request.model,
             Self::Medium(request) => request.model(),
         }
     }
@@ -53,6 +60,7 @@ impl<'a> Request<'a> {
     pub fn is_stream(&self) -> bool {
         match self {
             Self::Conversation(request) => request.is_stream(),
+            Self::Completions(request) => request.stream,
             Self::Medium(request) => request.is_stream(),
         }
     }
@@ -61,7 +69,7 @@ impl<'a> Request<'a> {
     /// time that it is sent.
     pub fn pieces(&self, body: &'a [u8]) -> Vec<&[u8]> {
         match self {
-            Self::Conversation(_) => vec![body],
+            Self::Conversation(_) | Self::Completions(_) => vec![body],
             Self::Medium(request) => request.pieces().unwrap_or_else(|| vec![body]),
         }
     }
@@ -69,7 +77,7 @@ impl<'a> Request<'a> {
     /// What is offered, at the prices that this request can come to.
     pub fn narrow(&self, offer: &Arc<Offer>) -> Result<Arc<Offer>, BadRequest> {
         match self {
-            Self::Conversation(_) => Ok(Arc::clone(offer)),
+            Self::Conversation(_) | Self::Completions(_) => Ok(Arc::clone(offer)),
             Self::Medium(request) => request.narrow(offer),
         }
     }
@@ -78,6 +86,7 @@ impl<'a> Request<'a> {
     pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
         match self {
             Self::Conversation(request) => request.bounds(offer),
+            Self::Completions(request) => request.bounds(offer),
             Self::Medium(request) => request.bounds(offer),
         }
     }
@@ -86,6 +95,7 @@ impl<'a> Request<'a> {
     pub fn limit_within(&self, completion: u64) -> Option<u64> {
         match self {
             Self::Conversation(request) => request.limit_within(completion),
+            Self::Completions(request) => request.limit_within(completion),
             Self::Medium(_) => None,
         }
     }
@@ -94,6 +104,7 @@ impl<'a> Request<'a> {
     pub fn limit_name(&self) -> Option<&'static str> {
         match self {
             Self::Conversation(request) => Some(request.limit_name()),
+            Self::Completions(_) => Some("max_tokens"),
             Self::Medium(_) => None,
         }
     }
@@ -102,6 +113,11 @@ impl<'a> Request<'a> {
     pub fn to_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<UpstreamRequest, BadRequest> {
         match self {
             Self::Conversation(request) => request.to_upstream(offer, format),
+            Self::Completions(request) => {
+                media::check_upstream(offer, format)?;
+                let (path, body) = ("completions".to_owned(), request.upstream_body(offer));
+                Ok(UpstreamRequest { format: UpstreamFormat::Chat, path, headers: Vec::new(), body })
+            }
             Self::Medium(request) => request.to_upstream(offer, format),
         }
     }
@@ -111,6 +127,10 @@ impl<'a> Request<'a> {
     pub fn exchange(&self, format: UpstreamFormat, id: &str, created: i64) -> Exchange {
         match self {
             Self::Conversation(request) => Exchange::Conversation(request.exchange(format, id, created)),
+            Self::Completions(request) => {
+                let (choices, wants_usage) = (request.choices(), request.wants_usage);
+                Exchange::Conversation(exchange::Exchange::of_chat(&request.model, choices, wants_usage))
+            }
             Self::Medium(request) => Exchange::Medium(request.reading()),
         }
     }

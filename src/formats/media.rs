@@ -45,6 +45,18 @@ pub(super) fn refuse_parts(
     }
 }
 
+/// Refuses an offer whose provider does not speak as OpenAI does.
+pub(super) fn check_upstream(offer: &Offer, format: UpstreamFormat) -> Result<(), BadRequest> {
+    match format {
+        UpstreamFormat::Chat | UpstreamFormat::Responses => Ok(()),
+        UpstreamFormat::Messages | UpstreamFormat::Gemini => {
+            let message =
+                format!("{} has a provider that is not asked for this: choose another model", offer.id);
+            Err(unsupported("model", message))
+        }
+    }
+}
+
 /// The formats, by what they are for.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
 pub enum Medium {
@@ -144,11 +156,7 @@ impl<'a> Request<'a> {
 
     /// What an upstream is sent for it: one that speaks as OpenAI does, and no other.
     pub fn to_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<UpstreamRequest, BadRequest> {
-        if !matches!(format, UpstreamFormat::Chat | UpstreamFormat::Responses) {
-            let message =
-                format!("{} has a provider that is not asked for this: choose another model", offer.id);
-            return Err(unsupported("model", message));
-        }
+        check_upstream(offer, format)?;
         let json = || "application/json".to_owned();
         let (content_type, body) = match self {
             Self::Embeddings(request) => (json(), request.upstream_body(offer)),
@@ -519,8 +527,9 @@ impl StreamTap {
 pub(super) mod tests {
     use super::*;
     use crate::formats::chat::tests::offer as chat_offer;
-    use crate::money::UnitPrice;
-    use crate::pricing::{ModelKind, UnitPrices};
+    use crate::money::{MarkupBps, UnitPrice};
+    use crate::pricing::{ModelKind, UnitPrices, quote as quote_of};
+    use proptest::prelude::*;
 
     pub(in crate::formats) fn offer(kind: ModelKind, listed: &[(Unit, i64)]) -> Offer {
         let rates = listed
@@ -543,5 +552,102 @@ pub(super) mod tests {
 
     pub(in crate::formats) fn event(data: &str) -> Event {
         Event(Event::from_data(data.as_bytes()))
+    }
+
+    /// One of each kind, with what it is asked.
+    fn sold() -> Vec<(Offer, Request<'static>)> {
+        let parse = |medium, body: &'static str| {
+            let content_type = Some("multipart/form-data; boundary=b");
+            Request::parse(medium, content_type, body.as_bytes()).unwrap()
+        };
+        let edit = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--b\r\nContent-Disposition: form-data; name=\"prompt\"\r\n\r\np\r\n--b\r\nContent-Disposition: form-data; name=\"image\"; filename=\"a\"\r\n\r\nx\r\n--b--";
+        let transcription = "--b\r\nContent-Disposition: form-data; name=\"model\"\r\n\r\nm\r\n--b\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a\"\r\n\r\nx\r\n--b--";
+        let image = [
+            (Unit::Prompt, 5),
+            (Unit::ImageIn, 10),
+            (Unit::CachedPrompt, 1),
+            (Unit::ImageOut, 40),
+            (Unit::Image, 7),
+        ];
+        let listener = [(Unit::Prompt, 2), (Unit::AudioIn, 6), (Unit::Completion, 10), (Unit::Call, 3)];
+        let speech = [(Unit::Prompt, 1), (Unit::AudioOut, 12), (Unit::Character, 9)];
+        vec![
+            (
+                offer(ModelKind::Embedding, &[(Unit::Prompt, 20)]),
+                parse(Medium::Embeddings, r#"{"model":"m","input":["abc","d"]}"#),
+            ),
+            (offer(ModelKind::Image, &image), parse(Medium::Images, r#"{"model":"m","prompt":"p","n":3}"#)),
+            (offer(ModelKind::Image, &image), parse(Medium::ImageEdits, edit)),
+            (offer(ModelKind::Speech, &speech), parse(Medium::Speech, r#"{"model":"m","input":"Hello"}"#)),
+            (offer(ModelKind::Transcription, &listener), parse(Medium::Transcriptions, transcription)),
+        ]
+    }
+
+    fn held(offer: Offer, request: &Request<'_>) -> (Terms, Bounds, MicroUsdc) {
+        let offer = Offer { context_length: 4000, max_output_tokens: 900, ..offer };
+        let (terms, bounds) = (offer.terms(MarkupBps::new(2000)), request.bounds(&offer).unwrap());
+        let hold = quote_of(&terms, bounds.most()).unwrap().amount;
+        (terms, bounds, hold)
+    }
+
+    #[test]
+    fn where_nobody_can_tell_the_hold_is_what_was_used() {
+        for (offer, request) in sold() {
+            let (terms, bounds, hold) = held(offer, &request);
+            let charge = terms.charge(&bounds.all(&terms.prices), hold).unwrap();
+            assert_eq!(
+                (charge.charged, charge.above_hold, charge.unpriced.is_empty()),
+                (hold, MicroUsdc::ZERO, true)
+            );
+            assert!(hold > MicroUsdc::ZERO);
+        }
+    }
+
+    #[test]
+    fn only_who_speaks_as_openai_does_is_asked() {
+        for (offer, request) in sold() {
+            assert!(request.to_upstream(&offer, UpstreamFormat::Responses).is_ok());
+            for format in [UpstreamFormat::Messages, UpstreamFormat::Gemini] {
+                let error = request.to_upstream(&offer, format).unwrap_err();
+                assert_eq!((error.code, error.param.as_deref()), ("unsupported_parameter", Some("model")));
+            }
+        }
+    }
+
+    proptest! {
+        /// Whatever is used within the bounds, in whichever of the units that it may be billed as.
+        #[test]
+        fn no_use_within_the_bounds_costs_more_than_the_hold(
+            which in 0..5_usize, shares in proptest::collection::vec(0..=100_u64, Unit::COUNT),
+        ) {
+            let (offer, request) = sold().swap_remove(which);
+            let (terms, bounds, hold) = held(offer, &request);
+            let (mut prompt, mut completion) = (bounds.prompt, bounds.completion);
+            let mut usage = bounds.others;
+            for (unit, share) in Unit::all().zip(shares) {
+                let left = if unit.is_prompt() { &mut prompt } else { &mut completion };
+                if bounds.tokens.has(unit) {
+                    let taken = *left * share / 100;
+                    *left -= taken;
+                    usage = usage.with(unit, taken);
+                }
+            }
+            let charge = terms.charge(&usage, hold).unwrap();
+            prop_assert_eq!(charge.above_hold, MicroUsdc::ZERO);
+            prop_assert!(charge.unpriced.is_empty());
+        }
+
+        /// No answer and no event, however broken, is more than it is.
+        #[test]
+        fn nothing_panics(which in 0..5_usize, body in "\\PC{0,60}|[{}\\[\\]\",:a-z0-9 ]{0,60}") {
+            let (offer, request) = sold().swap_remove(which);
+            let reading = request.reading();
+            if let Ok(answer) = reading.read(None, body.as_bytes()) {
+                let _ = (answer.used(&offer.prices), answer.content_type());
+                let _ = answer.render(MicroUsdc::new(1));
+            }
+            let mut tap = reading.tap();
+            let _ = (tap.event(&event(&body)), tap.used(&offer.prices), tap.last(MicroUsdc::new(1)));
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod chat;
+pub mod completions;
 pub mod conversation;
 pub mod embeddings;
 pub mod errors;

@@ -109,6 +109,19 @@ pub const RESPONSES: Endpoint = Endpoint {
     example: responses_example,
 };
 
+pub const COMPLETIONS: Endpoint = Endpoint {
+    path: "/v1/completions",
+    description: "How a text goes on",
+    goods: Goods::Completions,
+    kind: ModelKind::Chat,
+    body_type: BodyType::Json,
+    answered_as: None,
+    has_events: true,
+    request_schema: completions_request_schema,
+    answer_schema: chat_answer_schema,
+    example: completions_example,
+};
+
 pub const COUNT_TOKENS_PATH: &str = "/v1/messages/count_tokens";
 
 /// Whether clients of this route know errors as Anthropic's API tells them.
@@ -152,6 +165,10 @@ pub async fn messages(State(app): State<App>, incoming: Incoming) -> Result<Resp
 
 pub async fn responses(State(app): State<App>, incoming: Incoming) -> Result<Response, ApiError> {
     sell(&app, &RESPONSES, incoming).await
+}
+
+pub async fn completions(State(app): State<App>, incoming: Incoming) -> Result<Response, ApiError> {
+    sell(&app, &COMPLETIONS, incoming).await
 }
 
 pub async fn sell(app: &App, endpoint: &Endpoint, incoming: Incoming) -> Result<Response, ApiError> {
@@ -346,6 +363,33 @@ fn responses_example(model: &str) -> Example {
             "status": "completed",
             "output": [{"type": "message", "role": "assistant", "status": "completed", "content": [text]}],
             "usage": {"input_tokens": 8, "output_tokens": 2, "total_tokens": 10, "charged_usdc": 3},
+        }),
+    }
+}
+
+fn completions_request_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "model": {"type": "string"},
+            "prompt": {"type": ["string", "array"], "description": "A text, texts, tokens, or lists of tokens."},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "stream": {"type": "boolean"},
+        },
+        "required": ["model", "prompt"],
+    })
+}
+
+fn completions_example(model: &str) -> Example {
+    Example {
+        body: json!({"model": model, "prompt": "A wallet is", "max_tokens": 200}),
+        body_type: BodyType::Json.in_bazaar(),
+        schema: completions_request_schema(),
+        answer: json!({
+            "object": "text_completion",
+            "model": model,
+            "choices": [{"index": 0, "text": " enough.", "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6, "charged_usdc": 3},
         }),
     }
 }

@@ -75,6 +75,7 @@ fn routes() -> Routes {
         .post(inference::CHAT.path, Access::Priced, inference::chat)
         .post(inference::RESPONSES.path, Access::Priced, inference::responses)
         .post(inference::MESSAGES.path, Access::Priced, inference::messages)
+        .post(inference::COMPLETIONS.path, Access::Priced, inference::completions)
         .post(media::EMBEDDINGS.path, Access::Priced, media::embeddings)
         .post(media::IMAGES.path, Access::Priced, media::images)
         .post(media::IMAGE_EDITS.path, Access::Priced, media::image_edits)

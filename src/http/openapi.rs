@@ -16,7 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::http::error::ErrorBody;
-use crate::http::inference::{self, BodyType, CHAT, Endpoint, MESSAGES, RESPONSES};
+use crate::http::inference::{self, BodyType, CHAT, COMPLETIONS, Endpoint, MESSAGES, RESPONSES};
 use crate::http::media::{EMBEDDINGS, IMAGE_EDITS, IMAGES, SPEECH, TRANSCRIPTIONS};
 use crate::http::{Access, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage};
@@ -32,7 +32,7 @@ pub async fn document(State(app): State<App>) -> Response {
     let mut document = DOCUMENT.clone();
     document["servers"] = json!([{"url": base_url(&app)}]);
     let catalog = app.catalog.current();
-    for endpoint in [CHAT, RESPONSES, MESSAGES, EMBEDDINGS, IMAGES, SPEECH] {
+    for endpoint in [CHAT, RESPONSES, MESSAGES, COMPLETIONS, EMBEDDINGS, IMAGES, SPEECH] {
         if let Some(offer) = catalog.iter().find(|offer| offer.kind == endpoint.kind) {
             let body = &mut document["paths"][endpoint.path]["post"]["requestBody"]["content"][JSON];
             body["example"] = (endpoint.example)(&offer.id).body;
@@ -191,6 +191,7 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("POST", "/v1/chat/completions") => sold("A chat completion, as OpenAI's API has it", &CHAT),
         ("POST", "/v1/responses") => sold("A response, as OpenAI's API has it", &RESPONSES),
         ("POST", "/v1/messages") => sold("A message, as Anthropic's API has it", &MESSAGES),
+        ("POST", "/v1/completions") => sold("How a text goes on, as OpenAI's old API has it", &COMPLETIONS),
         ("POST", "/v1/embeddings") => sold("Embeddings, as OpenAI's API has them", &EMBEDDINGS),
         ("POST", "/v1/images/generations") => sold("Pictures, as OpenAI's API has them", &IMAGES),
         ("POST", "/v1/images/edits") => sold("Pictures changed, as OpenAI's API has it", &IMAGE_EDITS),

@@ -1,4 +1,4 @@
-// Embeddings, pictures, speech and transcriptions by the official OpenAI SDK for Node: only its base URL is changed.
+// Completions of the old kind, embeddings, pictures, speech and transcriptions by the official OpenAI SDK for Node: only its base URL is changed.
 //   FAREBOX_URL API_KEY
 // The upstream is model_server.mjs; the models are those of tests/support/media.rs.
 import OpenAI, { toFile } from "openai";
@@ -17,6 +17,16 @@ async function embeddings() {
   same("a call is charged", [one.data.usage.charged_usdc, charged(one.response)], [120, 120]);
   const many = await openai.embeddings.create({ ...floats, input: [[1, 2], [3]], dimensions: 3 });
   same("one for each input", many.data.length, 2);
+}
+
+async function completions() {
+  const ask = { model: "openai/gpt-5-mini", prompt: "A wallet is", max_tokens: 64 };
+  const whole = await openai.completions.create(ask).withResponse();
+  check("a completion", whole.data.choices[0].text.startsWith("A wallet"), whole.data);
+  same("its model and charge", [whole.data.model, whole.data.usage.charged_usdc], [ask.model, 11]);
+  const chunks = [];
+  for await (const chunk of await openai.completions.create({ ...ask, stream: true })) chunks.push(chunk);
+  same("the same in pieces", chunks.map((chunk) => chunk.choices[0].text).join(""), whole.data.choices[0].text);
 }
 
 async function pictures() {
@@ -67,6 +77,7 @@ async function transcriptions() {
 }
 
 run(async () => {
+  await completions();
   await embeddings();
   await pictures();
   await speech();

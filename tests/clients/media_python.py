@@ -1,4 +1,4 @@
-"""Embeddings, pictures, speech and transcriptions by the official OpenAI SDK for Python: only its base URL is changed.
+"""Completions of the old kind, embeddings, pictures, speech and transcriptions by the official OpenAI SDK for Python: only its base URL is changed.
 
 FAREBOX_URL API_KEY
 The upstream is model_server.mjs; the models are those of tests/support/media.rs.
@@ -33,6 +33,16 @@ def embeddings():
     same("a call is charged", [raw.parse().usage.charged_usdc, charged(raw)], [120, 120])
     many = client.embeddings.create(model="openai/embedder", input=["Hello", "you"])
     same("one for each input", len(many.data), 2)
+
+
+def completions():
+    ask = {"model": "openai/gpt-5-mini", "prompt": "A wallet is", "max_tokens": 64}
+    whole = client.completions.create(**ask)
+    check("a completion", whole.choices[0].text.startswith("A wallet"), whole)
+    same("its charge", whole.usage.charged_usdc, 11)
+    chunks = list(client.completions.create(**ask, stream=True, stream_options={"include_usage": True}))
+    same("the same in pieces", "".join(c.choices[0].text for c in chunks if c.choices), whole.choices[0].text)
+    same("its usage, asked for", chunks[-1].usage.total_tokens, 29)
 
 
 def pictures():
@@ -94,6 +104,7 @@ def refused():
 
 
 def main():
+    completions()
     embeddings()
     pictures()
     speech()

@@ -91,6 +91,7 @@ pub fn post_form(gateway: &Gateway, path: &str, boundary: &str, body: Vec<u8>) -
 pub fn usual_request(gateway: &Gateway, path: &str) -> Option<Call> {
     let json = |body: Value| gateway.post(path).json(&body);
     Some(match path {
+        "/v1/completions" => json(json!({"model": super::gateway::MODEL, "prompt": "A wallet is"})),
         "/v1/embeddings" => json(json!({"model": EMBEDDER, "input": "Hello"})),
         "/v1/images/generations" => json(json!({"model": PAINTER, "prompt": "A wallet"})),
         "/v1/audio/speech" => json(json!({"model": VOICE, "input": "Hello", "voice": "alloy"})),
