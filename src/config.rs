@@ -18,7 +18,9 @@ use crate::formats::conversation::UpstreamFormat;
 use crate::id::Wallet;
 use crate::limits::{Network, Rates};
 use crate::money::{MarkupBps, MicroUsdc, MoneyError, UnitPrice};
-use crate::pricing::{Catalog, ImagePrice, ModelKind, Offer, Prices, Reasoning, Tier, Unit, UnitPrices};
+use crate::pricing::{
+    Catalog, ImagePrice, ImageTokens, ModelKind, Offer, Prices, Reasoning, Tier, Unit, UnitPrices,
+};
 
 /// Where the configuration is looked for when no path is given.
 pub const DEFAULT_PATH: &str = "farebox.toml";
@@ -416,8 +418,28 @@ struct FileModel {
     #[serde(default)]
     fallbacks: Vec<String>,
     #[serde(default)]
+    image_tokens: Vec<FileImageTokens>,
+    #[serde(default)]
     created: i64,
     price: FilePrice,
+}
+
+/// The most tokens of a picture of a size and a quality; of any, where they are not said.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileImageTokens {
+    size: Option<String>,
+    quality: Option<String>,
+    most: u64,
+}
+
+impl FileImageTokens {
+    fn check(self, place: &dyn Fn(&str) -> String) -> Result<ImageTokens, ConfigError> {
+        if self.most == 0 || self.most > MAX_CONTEXT {
+            return Err(invalid(place("image_tokens"), "must be above 0, and are tokens of one picture"));
+        }
+        Ok(ImageTokens { size: self.size, quality: self.quality, most: self.most })
+    }
 }
 
 fn max_tokens() -> String {
@@ -845,6 +867,8 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
             return Err(invalid(place("context_length"), "or max_output_tokens is out of range"));
         }
         let prices = file.price.check(&place, file.kind)?;
+        let image_tokens =
+            file.image_tokens.into_iter().map(|row| row.check(&place)).collect::<Result<_, _>>()?;
         offers.push(Offer {
             upstream_model: file.upstream_model.clone().unwrap_or(name),
             kind: file.kind,
@@ -856,6 +880,7 @@ fn check_models(files: Vec<FileModel>, providers: &[Provider]) -> Result<Vec<Off
             max_tokens_field: file.max_tokens_field,
             reasoning: file.reasoning,
             fallbacks: file.fallbacks,
+            image_tokens,
             created: file.created,
             id: file.id,
         });

@@ -338,7 +338,7 @@ async fn a_receipt_stays_while_its_request_is_open_or_may_be_sent_again() {
         ledger.end(&settled(&open, completion(100))).await.unwrap();
 
         // What a payment bought, and what came to nothing: the payment may be sent again for ever.
-        let hash = farebox::claims::request_hash("/v1/chat/completions", b"{}");
+        let hash = farebox::claims::request_hash("/v1/chat/completions", &[b"{}"]);
         let bought = [true, false].map(|is_settled| {
             let hold = hold_at(NOW.plus_seconds(10), wallet(1), None);
             let claim = Claim::of_payment(i64::from(is_settled) + 10, hash.clone());

@@ -72,7 +72,7 @@ async fn buy_without_an_account(usd: &str, program: &mut Command) {
 }
 
 /// Runs a program of `tests/clients` to its end.
-fn run(program: &mut Command) {
+pub fn run(program: &mut Command) {
     let output = program
         .current_dir(project_root().join("tests/clients"))
         // All is on this machine: whatever proxy there is has no part in it.
@@ -87,13 +87,13 @@ fn shown(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
-fn node(program: &str) -> Command {
+pub fn node(program: &str) -> Command {
     let mut command = Command::new("node");
     command.arg(program);
     command
 }
 
-fn python(program: &str) -> Command {
+pub fn python(program: &str) -> Command {
     let mut command = Command::new(tool("CLIENTS_PYTHON", "build/venv/bin/python"));
     command.arg(program);
     command

@@ -17,6 +17,7 @@ mod contract;
 mod fallbacks;
 mod ledger;
 mod limits;
+mod modalities;
 mod nodes;
 mod openapi;
 mod operate;

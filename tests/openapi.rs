@@ -4,12 +4,13 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::support::gateway::{Gateway, MODEL};
+use crate::support::gateway::{Gateway, MODEL, Setup};
+use crate::support::media::with_media;
 use crate::support::tool;
 
 #[tokio::test]
 async fn the_document_describes_what_is_served() {
-    let gateway = Gateway::usual().await;
+    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
     let document = gateway.get("/openapi.json").send().await.expect(200).json();
     assert_eq!(document["openapi"], "3.1.0");
     assert_eq!(document["servers"], json!([{"url": gateway.url("")}]));
@@ -56,14 +57,14 @@ fn explore(gateway: &Gateway, headers: &[(&str, &str)]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_without_a_credential_is_a_documented_one() {
-    let gateway = Gateway::usual().await;
+    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
     explore(&gateway, &[]);
     gateway.audit();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_to_a_key_is_a_documented_one() {
-    let gateway = Gateway::usual().await;
+    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
     let customer = gateway.customer("5").await;
     explore(&gateway, &[("Authorization", &format!("Bearer {}", customer.key.secret))]);
     gateway.audit();
@@ -71,7 +72,7 @@ async fn every_answer_to_a_key_is_a_documented_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_to_a_session_is_a_documented_one() {
-    let gateway = Gateway::usual().await;
+    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
     let customer = gateway.customer("5").await;
     let signed = gateway.sign_in(&customer.wallet).body();
     let session = gateway.post("/v1/auth/session").json(&signed).send().await.expect(201).json();

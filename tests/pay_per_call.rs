@@ -331,7 +331,7 @@ async fn an_answer_that_is_there_is_given_again_with_no_money_left() {
     assert_eq!(send().await.expect(200).text(), answer.text());
     // One that is too large to keep is told of, and not run again.
     let mut large = completion(Some(usage(20, 9)));
-    large["choices"][0]["message"]["content"] = "x".repeat(2 << 20).into();
+    large["choices"][0]["message"]["content"] = "x".repeat(9 << 20).into();
     upstream.play(Script::json(200, &large));
     let customer = gateway.customer("1").await;
     let send = |key: &'static str| {

@@ -7,6 +7,10 @@
 
 mod store;
 
+use std::borrow::Cow;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
@@ -15,8 +19,10 @@ use crate::db::{Db, DbError};
 
 /// For so long an idempotency key is remembered, and an answer kept.
 pub const REMEMBERED_SECONDS: i64 = 86_400;
-/// An answer larger than this is not kept.
+/// A stream larger than this is not kept: until it ends, it is in memory …
 pub const MAX_KEPT_BYTES: usize = 1 << 20;
+/// … and a whole answer larger than this is not: a picture has some millions of bytes.
+const MAX_KEPT_WHOLE_BYTES: usize = 8 << 20;
 /// What the names begin with of requests that a payment was made for: these are remembered for ever,
 /// so that no payment buys a second request.
 const OF_PAYMENT: &str = "payment:";
@@ -39,12 +45,18 @@ impl Claim {
     }
 }
 
-/// What a request asks for, in short: two that differ in a byte differ here.
-pub fn request_hash(path: &str, body: &[u8]) -> String {
+/// What a request asks for, in short: two that differ in a byte of a piece, or are cut into others, differ here.
+pub fn request_hash(path: &str, pieces: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     hash.update(path.as_bytes());
     hash.update([0]);
-    hash.update(body);
+    for piece in pieces {
+        // One piece is all there is: nobody need know where it ends.
+        if pieces.len() > 1 {
+            hash.update(u64::try_from(piece.len()).unwrap_or(u64::MAX).to_le_bytes());
+        }
+        hash.update(piece);
+    }
     hex::encode(hash.finalize())
 }
 
@@ -74,6 +86,8 @@ impl Kind {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptAnswer {
     pub kind: Kind,
+    /// As what it was sent, if not as JSON or events.
+    pub content_type: Option<String>,
     pub body: Bytes,
 }
 
@@ -89,17 +103,30 @@ impl KeptAnswers {
         Self { db, clock }
     }
 
-    /// Keeps an answer, if it is small enough and text.
-    pub async fn keep(&self, request_id: &str, kind: Kind, body: &[u8]) -> Result<(), DbError> {
-        let Some(text) = std::str::from_utf8(body).ok().filter(|text| text.len() <= MAX_KEPT_BYTES) else {
-            return Ok(());
+    /// Keeps an answer, if it is small enough, and JSON or of another type that is named.
+    pub async fn keep(
+        &self,
+        request_id: &str,
+        kind: Kind,
+        content_type: Option<&str>,
+        body: &[u8],
+    ) -> Result<(), DbError> {
+        let most = match kind {
+            Kind::Json => MAX_KEPT_WHOLE_BYTES,
+            Kind::Stream => MAX_KEPT_BYTES,
         };
-        // PostgreSQL holds no NUL in a text.
-        if text.contains('\0') {
+        if body.len() > most {
             return Ok(());
         }
+        // What has a type of its own need not be text.
+        let text = match content_type {
+            Some(_) => Some(Cow::Owned(STANDARD.encode(body))),
+            // PostgreSQL holds no NUL in a text.
+            None => std::str::from_utf8(body).ok().filter(|text| !text.contains('\0')).map(Cow::Borrowed),
+        };
+        let Some(text) = text else { return Ok(()) };
         let mut tx = self.db.begin().await?;
-        store::keep(&mut tx, request_id, kind, text, self.clock.now()).await?;
+        store::keep(&mut tx, request_id, (kind, content_type), &text, self.clock.now()).await?;
         tx.commit().await
     }
 

@@ -20,7 +20,7 @@ use crate::money::MicroUsdc;
 use crate::pricing::{Dialect, Offer, Reasoning, Reported, Usage};
 
 /// Most choices a request can ask for (OpenAI API reference, `n`).
-const MAX_CHOICES: u64 = 128;
+pub(super) const MAX_CHOICES: u64 = 128;
 
 /// A chat request, parsed as far as its price needs.
 pub struct ChatRequest<'a> {
@@ -209,7 +209,7 @@ const LIMIT_FIELDS: [&str; 2] = ["max_tokens", "max_completion_tokens"];
 const REASONING_FIELDS: [&str; 2] = ["thinking", "reasoning_effort"];
 
 /// Whether `stream_options` asks for the usage.
-fn wants_usage(object: &Object<'_>) -> Result<bool, BadRequest> {
+pub(super) fn wants_usage(object: &Object<'_>) -> Result<bool, BadRequest> {
     let Some(options) = optional::<Object<'_>>(object, "stream_options", "must be an object")? else {
         return Ok(false);
     };
@@ -389,6 +389,9 @@ pub struct StreamTap {
 struct Choice<'a> {
     #[serde(borrow, alias = "message")]
     delta: Option<Object<'a>>,
+    /// Of a completion of the old kind.
+    #[serde(borrow)]
+    text: Option<&'a RawValue>,
     #[serde(borrow)]
     finish_reason: Option<&'a RawValue>,
 }
@@ -402,7 +405,9 @@ struct ToolCall<'a> {
 impl Choice<'_> {
     /// Bytes of output: texts without their quotes, and of calls what the model wrote.
     fn output_bytes(&self) -> u64 {
-        let Some(delta) = &self.delta else { return 0 };
+        let Some(delta) = &self.delta else {
+            return self.text.map_or(0, |text| length(text.get()).saturating_sub(2));
+        };
         let texts = ["content", "reasoning", "reasoning_content", "refusal"];
         let texts: u64 = texts.iter().map(|key| text_bytes(delta, key)).sum();
         let calls = delta.get_non_null("tool_calls").map_or(0, |json| {
@@ -522,6 +527,7 @@ pub(super) mod tests {
             max_tokens_field: "max_completion_tokens".into(),
             reasoning: Reasoning::Reject,
             fallbacks: Vec::new(),
+            image_tokens: Vec::new(),
             prices: Arc::new(Prices::of_text(
                 UnitPrice::new(150_000),
                 UnitPrice::new(75_000),
@@ -709,6 +715,8 @@ pub(super) mod tests {
         tap.event(&event(r#"{"choices":[{"delta":{"content":"12345678"}}]}"#));
         tap.event(&event(r#"{"choices":[{"delta":{"content":"1"},"finish_reason":"stop"}]}"#));
         assert_eq!(tap.estimated_completion(), 3);
+        tap.event(&event(r#"{"choices":[{"text":"12345678"}]}"#));
+        assert_eq!(tap.estimated_completion(), 5);
         assert!(tap.is_finished());
         assert_eq!(tap.event(&event("{nonsense")), Forward::Nonsense);
         let comment = Event(Bytes::from_static(b": still working\n\n"));

@@ -234,6 +234,13 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// Of what is answered as chats are, by whoever speaks as OpenAI does.
+    pub fn of_chat(model: &str, choices: u64, wants_usage: bool) -> Self {
+        let (client, upstream) = (ClientFormat::Chat, UpstreamFormat::Chat);
+        let (id, model, repeated) = (String::new(), model.to_owned(), String::new());
+        Self { client, upstream, choices, reply: Reply { id, model, created: 0, wants_usage, repeated } }
+    }
+
     pub fn client(&self) -> ClientFormat {
         self.client
     }

@@ -4,7 +4,7 @@
 use serde::Deserialize;
 
 use crate::formats::json::{Object, length};
-use crate::pricing::{ModelKind, Most, Offer, Unit, Units};
+use crate::pricing::{ModelKind, Most, Offer, Prices, Unit, Units, Usage};
 
 /// Output tokens when the request names no limit.
 pub(super) const DEFAULT_MAX_TOKENS: u64 = 1024;
@@ -110,13 +110,112 @@ pub struct Bounds {
     pub estimated_prompt: u64,
     /// What the tokens can be billed as.
     pub tokens: Units,
+    /// What it can use of what are not tokens.
+    pub others: Usage,
 }
 
 impl Bounds {
+    /// All of it used, as the dearest units that its tokens may be billed as: what is charged for where nobody can
+    /// tell what was.
+    pub fn all(&self, prices: &Prices) -> Usage {
+        let dearest = |is_of: fn(Unit) -> bool| {
+            let units = self.tokens.iter().filter(|unit| is_of(*unit));
+            units.max_by_key(|unit| prices.charged(*unit))
+        };
+        let sides =
+            [(dearest(Unit::is_prompt), self.prompt), (dearest(Unit::is_completion), self.completion)];
+        sides.iter().fold(self.others, |usage, (unit, count)| match unit {
+            Some(unit) => usage.with(*unit, *count),
+            None => usage,
+        })
+    }
+
     /// The most that can be billed.
     pub fn most(&self) -> Most {
-        Most { tokens: self.tokens, ..Most::of_text(self.prompt, self.completion) }
+        let tokens = Most::of_text(self.prompt, self.completion);
+        Most { tokens: self.tokens, others: self.others, ..tokens }
     }
+}
+
+/// Refuses a model that is for something else.
+pub(super) fn check_kind(offer: &Offer, kind: ModelKind) -> Result<(), BadRequest> {
+    if offer.kind == kind {
+        return Ok(());
+    }
+    let (id, is_for, path) = (&offer.id, offer.kind.as_str(), sold_at(offer.kind));
+    Err(bad_value(
+        "model",
+        format!("{id} is a model for {is_for}, not for {}: ask for it at {path}", kind.as_str()),
+    ))
+}
+
+/// Where models of a kind are for sale.
+fn sold_at(kind: ModelKind) -> &'static str {
+    match kind {
+        ModelKind::Chat => "/v1/chat/completions",
+        ModelKind::Embedding => "/v1/embeddings",
+        ModelKind::Image => "/v1/images/generations or /v1/images/edits",
+        ModelKind::Speech => "/v1/audio/speech",
+        ModelKind::Transcription => "/v1/audio/transcriptions",
+    }
+}
+
+/// Whether a unit has a price, its own or the usual one.
+pub(super) fn is_priced(prices: &Prices, unit: Unit) -> bool {
+    prices.unpriced(Units::NONE.with(unit)).is_empty()
+}
+
+/// Whether any tokens have a price: else a model is sold by something else, and they do not count.
+pub(super) fn is_sold_by_tokens(prices: &Prices) -> bool {
+    prices.rates().iter().any(|(unit, _)| unit.is_prompt() || unit.is_completion())
+}
+
+/// The most that a request can need of a model that is not for chat, however that is sold.
+#[derive(Copy, Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Need {
+    pub(super) prompt: u64,
+    pub(super) completion: u64,
+    pub(super) estimated_prompt: u64,
+    /// What its tokens are billed as …
+    pub(super) tokens: Units,
+    /// … or may be, where it has a price.
+    pub(super) maybe: Units,
+    pub(super) others: Usage,
+}
+
+impl Need {
+    /// Of what the model is sold by. What is used for certain must have a price.
+    pub(super) fn bounds(self, offer: &Offer) -> Result<Bounds, BadRequest> {
+        let prices = &offer.prices;
+        let others = self.others.iter().filter(|(unit, _)| is_priced(prices, *unit));
+        let others = others.fold(Usage::NONE, |usage, (unit, count)| usage.with(unit, count));
+        let maybe = self.maybe.iter().filter(|unit| is_priced(prices, *unit)).collect();
+        let bounds = match is_sold_by_tokens(prices) {
+            true => Bounds {
+                prompt: self.prompt,
+                completion: self.completion,
+                estimated_prompt: self.estimated_prompt.min(self.prompt),
+                tokens: self.tokens.and(maybe),
+                others,
+            },
+            false => Bounds { prompt: 0, completion: 0, estimated_prompt: 0, tokens: Units::NONE, others },
+        };
+        let unpriced = prices.unpriced(bounds.most().units());
+        if unpriced.is_empty() {
+            return Ok(bounds);
+        }
+        Err(unsupported("model", format!("{} has no price for {unpriced}: choose another model", offer.id)))
+    }
+}
+
+/// More than the tokens that are in so many bytes, and in what a model is told around them.
+pub(super) fn most_tokens(bytes: u64) -> u64 {
+    bytes.saturating_add(TOKENS_AROUND_MESSAGE).saturating_add(TOKENS_AROUND_REQUEST)
+}
+
+/// The same within a context, where there is one.
+pub(super) fn within_context(tokens: u64, offer: &Offer) -> u64 {
+    if offer.context_length == 0 { tokens } else { tokens.min(offer.context_length) }
 }
 
 /// How large the prompt can be, and how large it probably is.
@@ -150,13 +249,11 @@ impl Prompt {
     /// What a request with this prompt and so much output can come to, if the offer is for it and has a price
     /// for all that it may use. What has none is at fault in `param`.
     pub(super) fn bounds(&self, completion: u64, offer: &Offer, param: &str) -> Result<Bounds, BadRequest> {
-        if offer.kind != ModelKind::Chat {
-            let message = format!("{} is a model for {}, not for chat", offer.id, offer.kind.as_str());
-            return Err(bad_value("model", message));
-        }
+        check_kind(offer, ModelKind::Chat)?;
         let prompt = self.bound(offer.context_length);
         let estimated_prompt = self.estimate().min(prompt);
-        let bounds = Bounds { prompt, completion, estimated_prompt, tokens: self.units(offer) };
+        let (tokens, others) = (self.units(offer), Usage::NONE);
+        let bounds = Bounds { prompt, completion, estimated_prompt, tokens, others };
         let unpriced = offer.prices.unpriced(bounds.most().units());
         if unpriced.is_empty() {
             return Ok(bounds);

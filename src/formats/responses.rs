@@ -479,7 +479,7 @@ fn with_name(event: &Event, data: &[u8]) -> Bytes {
 mod tests {
     use super::*;
     use crate::formats::chat::tests::offer as chat_offer;
-    use crate::pricing::Units;
+    use crate::pricing::{Units, Usage};
 
     fn offer() -> Offer {
         Offer { reasoning: Reasoning::Allow, ..chat_offer() }
@@ -556,7 +556,13 @@ mod tests {
     fn the_prompt_bound_counts_bytes_and_what_is_not_text_is_the_whole_context() {
         assert_eq!(
             bounds(&request("")),
-            Bounds { prompt: 4 + 2 * 16 + 64, completion: 1024, estimated_prompt: 1, tokens: Units::OF_TEXT }
+            Bounds {
+                prompt: 4 + 2 * 16 + 64,
+                completion: 1024,
+                estimated_prompt: 1,
+                tokens: Units::OF_TEXT,
+                others: Usage::NONE
+            }
         );
         let sealed =
             format!(r#"[{{"type":"reasoning","summary":[],"encrypted_content":"{}"}}]"#, "x".repeat(5000));

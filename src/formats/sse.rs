@@ -5,8 +5,8 @@ use std::borrow::Cow;
 use bytes::{Buf as _, Bytes, BytesMut};
 use memchr::{memchr, memchr2};
 
-/// An event larger than this is no chunk of an answer.
-const MAX_EVENT_BYTES: usize = 8 << 20;
+/// An event larger than this is no chunk of an answer: the largest are pictures.
+const MAX_EVENT_BYTES: usize = 32 << 20;
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error("an event of more than {MAX_EVENT_BYTES} bytes")]

@@ -1,4 +1,5 @@
-//! What is for sale: `POST /v1/chat/completions`, `/v1/messages`, `/v1/responses`. One way for all: a request is
+//! What is for sale: `POST /v1/chat/completions`, `/v1/messages`, `/v1/responses`, and what `media` has beside
+//! them. One way for all: a request is
 //! read in its format, priced, paid for, and answered in the same format, whatever its upstream speaks.
 
 use axum::body::Body;
@@ -13,7 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::app::App;
 use crate::formats::conversation::ClientFormat;
-use crate::formats::exchange::Request;
+use crate::formats::goods::{Goods, Request};
 use crate::formats::messages::CountTokens;
 use crate::http::extract::{Caller, RawBody, RequestId};
 use crate::http::limits::Limit;
@@ -23,13 +24,21 @@ use crate::id::Wallet;
 use crate::metering::{Asked, MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
 use crate::payments::wire::Example;
+use crate::pricing::ModelKind;
 
 /// Where something is for sale.
 #[derive(Copy, Clone)]
 pub struct Endpoint {
     pub path: &'static str,
     pub description: &'static str,
-    pub format: ClientFormat,
+    pub goods: Goods,
+    /// Models of which kind are sold there.
+    pub kind: ModelKind,
+    pub body_type: BodyType,
+    /// As what answers come that are not JSON; `None`: there are none.
+    pub answered_as: Option<&'static str>,
+    /// Whether it can be answered with events.
+    pub has_events: bool,
     /// The members that most requests have; others are read too, or passed on to the upstream.
     pub request_schema: fn() -> Value,
     pub answer_schema: fn() -> Value,
@@ -37,10 +46,38 @@ pub struct Endpoint {
     pub example: fn(&str) -> Example,
 }
 
+/// As what a request is sent.
+#[derive(Copy, Clone, PartialEq, Eq)]
+pub enum BodyType {
+    Json,
+    Form,
+}
+
+impl BodyType {
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Form => "multipart/form-data",
+        }
+    }
+
+    /// The same in x402's catalogues of what is for sale.
+    pub fn in_bazaar(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Form => "form-data",
+        }
+    }
+}
+
 pub const CHAT: Endpoint = Endpoint {
     path: "/v1/chat/completions",
     description: "One chat completion",
-    format: ClientFormat::Chat,
+    goods: Goods::Conversation(ClientFormat::Chat),
+    kind: ModelKind::Chat,
+    body_type: BodyType::Json,
+    answered_as: None,
+    has_events: true,
     request_schema: chat_request_schema,
     answer_schema: chat_answer_schema,
     example: chat_example,
@@ -49,7 +86,11 @@ pub const CHAT: Endpoint = Endpoint {
 pub const MESSAGES: Endpoint = Endpoint {
     path: "/v1/messages",
     description: "One message",
-    format: ClientFormat::Messages,
+    goods: Goods::Conversation(ClientFormat::Messages),
+    kind: ModelKind::Chat,
+    body_type: BodyType::Json,
+    answered_as: None,
+    has_events: true,
     request_schema: messages_request_schema,
     answer_schema: messages_answer_schema,
     example: messages_example,
@@ -58,10 +99,27 @@ pub const MESSAGES: Endpoint = Endpoint {
 pub const RESPONSES: Endpoint = Endpoint {
     path: "/v1/responses",
     description: "One response",
-    format: ClientFormat::Responses,
+    goods: Goods::Conversation(ClientFormat::Responses),
+    kind: ModelKind::Chat,
+    body_type: BodyType::Json,
+    answered_as: None,
+    has_events: true,
     request_schema: responses_request_schema,
     answer_schema: responses_answer_schema,
     example: responses_example,
+};
+
+pub const COMPLETIONS: Endpoint = Endpoint {
+    path: "/v1/completions",
+    description: "How a text goes on",
+    goods: Goods::Completions,
+    kind: ModelKind::Chat,
+    body_type: BodyType::Json,
+    answered_as: None,
+    has_events: true,
+    request_schema: completions_request_schema,
+    answer_schema: chat_answer_schema,
+    example: completions_example,
 };
 
 pub const COUNT_TOKENS_PATH: &str = "/v1/messages/count_tokens";
@@ -109,25 +167,30 @@ pub async fn responses(State(app): State<App>, incoming: Incoming) -> Result<Res
     sell(&app, &RESPONSES, incoming).await
 }
 
-async fn sell(app: &App, endpoint: &Endpoint, incoming: Incoming) -> Result<Response, ApiError> {
+pub async fn completions(State(app): State<App>, incoming: Incoming) -> Result<Response, ApiError> {
+    sell(&app, &COMPLETIONS, incoming).await
+}
+
+pub async fn sell(app: &App, endpoint: &Endpoint, incoming: Incoming) -> Result<Response, ApiError> {
     let Incoming { buyer, limit, id, headers, body } = incoming;
     if let Buyer::Known(principal) = &buyer {
         limit.admit(app, principal)?;
     }
-    let request = Request::parse(endpoint.format, &body)?;
+    let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let request = Request::parse(endpoint.goods, content_type, &body)?;
     let catalog = app.catalog.current();
     let offer = catalog.get(request.model()).ok_or_else(|| unknown_model(request.model()))?;
     if let Buyer::Known(principal) = &buyer {
         key_limits::check_model(principal, &offer.id)?;
     }
     let betas = headers.get(ANTHROPIC_BETA).and_then(|value| value.to_str().ok());
-    let asked = Asked { request: &request, body: &body, id: &id, betas };
+    let asked = Asked { request: &request, body: &body, content_type, id: &id, betas };
     let quoted = app.metering.quote(&asked, &catalog, offer)?;
     let sale = Sale {
         path: endpoint.path,
         description: endpoint.description,
         price: quoted.price(),
-        body: &body,
+        pieces: request.pieces(&body),
         model: request.model(),
         example: endpoint.example,
     };
@@ -199,6 +262,7 @@ fn chat_example(model: &str) -> Example {
     let message = |role: &str, content: &str| json!({"role": role, "content": content});
     Example {
         body: json!({"model": model, "messages": [message("user", "Hello")], "max_tokens": 200}),
+        body_type: BodyType::Json.in_bazaar(),
         schema: chat_request_schema(),
         answer: json!({
             "object": "chat.completion",
@@ -209,7 +273,7 @@ fn chat_example(model: &str) -> Example {
     }
 }
 
-fn charged_usage_schema() -> Value {
+pub fn charged_usage_schema() -> Value {
     json!({
         "type": "object",
         "required": ["charged_usdc"],
@@ -247,6 +311,7 @@ fn messages_answer_schema() -> Value {
 fn messages_example(model: &str) -> Example {
     Example {
         body: json!({"model": model, "max_tokens": 200, "messages": [{"role": "user", "content": "Hello"}]}),
+        body_type: BodyType::Json.in_bazaar(),
         schema: messages_request_schema(),
         answer: json!({
             "type": "message",
@@ -290,6 +355,7 @@ fn responses_example(model: &str) -> Example {
     let text = json!({"type": "output_text", "text": "Hello.", "annotations": []});
     Example {
         body: json!({"model": model, "input": "Hello", "max_output_tokens": 200}),
+        body_type: BodyType::Json.in_bazaar(),
         schema: responses_request_schema(),
         answer: json!({
             "object": "response",
@@ -297,6 +363,33 @@ fn responses_example(model: &str) -> Example {
             "status": "completed",
             "output": [{"type": "message", "role": "assistant", "status": "completed", "content": [text]}],
             "usage": {"input_tokens": 8, "output_tokens": 2, "total_tokens": 10, "charged_usdc": 3},
+        }),
+    }
+}
+
+fn completions_request_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "model": {"type": "string"},
+            "prompt": {"type": ["string", "array"], "description": "A text, texts, tokens, or lists of tokens."},
+            "max_tokens": {"type": "integer", "minimum": 1},
+            "stream": {"type": "boolean"},
+        },
+        "required": ["model", "prompt"],
+    })
+}
+
+fn completions_example(model: &str) -> Example {
+    Example {
+        body: json!({"model": model, "prompt": "A wallet is", "max_tokens": 200}),
+        body_type: BodyType::Json.in_bazaar(),
+        schema: completions_request_schema(),
+        answer: json!({
+            "object": "text_completion",
+            "model": model,
+            "choices": [{"index": 0, "text": " enough.", "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 4, "completion_tokens": 2, "total_tokens": 6, "charged_usdc": 3},
         }),
     }
 }
@@ -341,13 +434,16 @@ fn explain(
 ) -> ApiError {
     let MeteringError::Insufficient { required, available, affordable } = error else { return error.into() };
     let missing = required.checked_sub(available).unwrap_or(required);
-    let limit = request.limit_name();
-    let affordable = match affordable.and_then(|completion| request.limit_within(completion)) {
-        Some(tokens) => format!("the largest {limit} this balance affords is {tokens}"),
-        None => format!("this balance affords no {limit} at all"),
-    };
+    let advice =
+        match (request.limit_name(), affordable.and_then(|completion| request.limit_within(completion))) {
+            (Some(limit), Some(tokens)) => {
+                format!("the largest {limit} this balance affords is {tokens}: lower {limit} or top up")
+            }
+            (Some(limit), None) => format!("this balance affords no {limit} at all: lower {limit} or top up"),
+            (None, _) => "ask for less or top up".to_owned(),
+        };
     let message = format!(
-        "this request may cost {} USDC and {} USDC are available; {affordable}: lower {limit} or top up",
+        "this request may cost {} USDC and {} USDC are available; {advice}",
         required.to_usd(),
         available.to_usd()
     );
@@ -364,6 +460,9 @@ fn explain(
 
 fn paid_answer(paid: PaidAnswer) -> Response {
     let mut response = json_bytes(StatusCode::OK, paid.body);
+    if let Some(content_type) = &paid.content_type {
+        set_header(&mut response, CONTENT_TYPE, content_type);
+    }
     let mut amount =
         |name: HeaderName, amount: MicroUsdc| set_header(&mut response, name, &amount.to_string());
     amount(names::X_CHARGED_USDC, paid.ended.charged);

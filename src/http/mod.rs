@@ -7,6 +7,7 @@ mod key_limits;
 mod keys;
 mod leftover;
 mod limits;
+mod media;
 mod middleware;
 mod openapi;
 mod purchase;
@@ -74,6 +75,12 @@ fn routes() -> Routes {
         .post(inference::CHAT.path, Access::Priced, inference::chat)
         .post(inference::RESPONSES.path, Access::Priced, inference::responses)
         .post(inference::MESSAGES.path, Access::Priced, inference::messages)
+        .post(inference::COMPLETIONS.path, Access::Priced, inference::completions)
+        .post(media::EMBEDDINGS.path, Access::Priced, media::embeddings)
+        .post(media::IMAGES.path, Access::Priced, media::images)
+        .post(media::IMAGE_EDITS.path, Access::Priced, media::image_edits)
+        .post(media::SPEECH.path, Access::Priced, media::speech)
+        .post(media::TRANSCRIPTIONS.path, Access::Priced, media::transcriptions)
         .post(inference::COUNT_TOKENS_PATH, Access::Caller, inference::count_tokens)
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)

@@ -16,7 +16,8 @@ use serde_json::{Map, Value, json};
 
 use crate::app::App;
 use crate::http::error::ErrorBody;
-use crate::http::inference::{self, CHAT, Endpoint, MESSAGES, RESPONSES};
+use crate::http::inference::{self, BodyType, CHAT, COMPLETIONS, Endpoint, MESSAGES, RESPONSES};
+use crate::http::media::{EMBEDDINGS, IMAGE_EDITS, IMAGES, SPEECH, TRANSCRIPTIONS};
 use crate::http::{Access, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage};
 use crate::pricing::{ModelKind, Unit};
@@ -30,8 +31,9 @@ const EVENTS: &str = "text/event-stream";
 pub async fn document(State(app): State<App>) -> Response {
     let mut document = DOCUMENT.clone();
     document["servers"] = json!([{"url": base_url(&app)}]);
-    if let Some(offer) = app.catalog.current().iter().find(|offer| offer.kind == ModelKind::Chat) {
-        for endpoint in [CHAT, RESPONSES, MESSAGES] {
+    let catalog = app.catalog.current();
+    for endpoint in [CHAT, RESPONSES, MESSAGES, COMPLETIONS, EMBEDDINGS, IMAGES, SPEECH] {
+        if let Some(offer) = catalog.iter().find(|offer| offer.kind == endpoint.kind) {
             let body = &mut document["paths"][endpoint.path]["post"]["requestBody"]["content"][JSON];
             body["example"] = (endpoint.example)(&offer.id).body;
         }
@@ -68,6 +70,7 @@ struct Operation {
     is_list: bool,
     /// The schema of the body, and whether there must be one.
     body: Option<(Value, bool)>,
+    body_type: BodyType,
     /// Status, what it means, media type, schema.
     answers: Vec<(u16, &'static str, &'static str, Value)>,
     /// Errors beside those that all of its kind of caller may get.
@@ -76,7 +79,14 @@ struct Operation {
 
 impl Operation {
     fn new(summary: &'static str) -> Self {
-        Self { summary, is_list: false, body: None, answers: Vec::new(), errors: &[] }
+        Self {
+            summary,
+            is_list: false,
+            body: None,
+            body_type: BodyType::Json,
+            answers: Vec::new(),
+            errors: &[],
+        }
     }
 
     fn list(self) -> Self {
@@ -181,6 +191,14 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("POST", "/v1/chat/completions") => sold("A chat completion, as OpenAI's API has it", &CHAT),
         ("POST", "/v1/responses") => sold("A response, as OpenAI's API has it", &RESPONSES),
         ("POST", "/v1/messages") => sold("A message, as Anthropic's API has it", &MESSAGES),
+        ("POST", "/v1/completions") => sold("How a text goes on, as OpenAI's old API has it", &COMPLETIONS),
+        ("POST", "/v1/embeddings") => sold("Embeddings, as OpenAI's API has them", &EMBEDDINGS),
+        ("POST", "/v1/images/generations") => sold("Pictures, as OpenAI's API has them", &IMAGES),
+        ("POST", "/v1/images/edits") => sold("Pictures changed, as OpenAI's API has it", &IMAGE_EDITS),
+        ("POST", "/v1/audio/speech") => sold("A text spoken, as OpenAI's API has it", &SPEECH),
+        ("POST", "/v1/audio/transcriptions") => {
+            sold("A recording written down, as OpenAI's API has it", &TRANSCRIPTIONS)
+        }
         ("POST", inference::COUNT_TOKENS_PATH) => {
             new("How many tokens a message's prompt has, as Anthropic's API has it; free")
                 .body((MESSAGES.request_schema)())
@@ -200,10 +218,25 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
 }
 
 fn sold(summary: &'static str, endpoint: &Endpoint) -> Operation {
-    Operation::new(summary)
-        .body((endpoint.request_schema)())
-        .answers_as(200, "The answer", JSON, (endpoint.answer_schema)())
-        .answers_as(200, "With `stream`: its events", EVENTS, json!({"type": "string"}))
+    let schema = (endpoint.answer_schema)();
+    let operation = Operation::new(summary).body((endpoint.request_schema)());
+    let operation = Operation { body_type: endpoint.body_type, ..operation };
+    let text = || json!({"type": "string"});
+    let operation = match endpoint.answered_as {
+        Some(media) if schema["format"] == "binary" => operation.answers_as(200, "The answer", media, schema),
+        Some(media) => operation.answers_as(200, "The answer", JSON, schema).answers_as(
+            200,
+            "Or its text alone, where that is asked for",
+            media,
+            text(),
+        ),
+        None => operation.answers_as(200, "The answer", JSON, schema),
+    };
+    if endpoint.has_events {
+        operation.answers_as(200, "With `stream`: its events", EVENTS, text())
+    } else {
+        operation
+    }
 }
 
 fn token_count() -> Value {
@@ -329,7 +362,8 @@ fn render(method: &Method, path: &str, access: Access, operation: Operation, err
         rendered["parameters"] = parameters.into();
     }
     if let Some((schema, required)) = operation.body {
-        rendered["requestBody"] = json!({"required": required, "content": {JSON: {"schema": schema}}});
+        let media = operation.body_type.media_type();
+        rendered["requestBody"] = json!({"required": required, "content": {media: {"schema": schema}}});
     }
     rendered
 }
@@ -448,9 +482,8 @@ fn html(document: &Value, base_url: &str) -> String {
                 escaped(operation["summary"].as_str().unwrap_or_default())
             );
             page += &html_parameters(&operation["parameters"]);
-            let body = &operation["requestBody"]["content"][JSON]["schema"];
-            if !body.is_null() {
-                page += &html_schema("Body", body);
+            for (media, body) in members(&operation["requestBody"]["content"]) {
+                page += &html_schema(&format!("Body, {media}"), &body["schema"]);
             }
             for (status, answer) in members(&operation["responses"]) {
                 let meaning = answer["description"].as_str().unwrap_or_default();
@@ -537,7 +570,14 @@ fn llms_text(app: &App) -> String {
     text += "\n## Models\n\n";
     for offer in app.catalog.current().iter() {
         if offer.kind != ModelKind::Chat {
-            let _ = writeln!(text, "- {}: {}", offer.id, offer.kind.as_str());
+            // Of pictures by size the dearest is shown.
+            let rates = offer.prices.at(0);
+            let rates = rates.iter().map(|(unit, price)| {
+                let usd = price.to_billed_usd_per(unit.per(), app.config.markup);
+                format!("${usd} for {} {}", unit.per(), unit.counted_key())
+            });
+            let rates: Vec<_> = rates.collect();
+            let _ = writeln!(text, "- {}: {}; {}", offer.id, offer.kind.as_str(), rates.join(", "));
             continue;
         }
         let (prompt, completion) = (

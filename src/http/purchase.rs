@@ -52,7 +52,8 @@ pub struct Sale<'a> {
     pub path: &'static str,
     pub description: &'static str,
     pub price: MicroUsdc,
-    pub body: &'a [u8],
+    /// What the request says, in pieces.
+    pub pieces: Vec<&'a [u8]>,
     pub model: &'a str,
     /// Such a request and its answer, for those who come upon the path in a catalogue of what is for sale.
     pub example: fn(&str) -> Example,
@@ -93,7 +94,7 @@ impl Sale<'_> {
         match buyer {
             Buyer::Known(principal) => {
                 let claim = idempotency_key(headers)?
-                    .map(|key| Claim::of_key(key, claims::request_hash(self.path, self.body)));
+                    .map(|key| Claim::of_key(key, claims::request_hash(self.path, &self.pieces)));
                 Ok(Ok(Purchase { principal, claim, payment: None, is_stand_in: false }))
             }
             Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
@@ -109,7 +110,7 @@ impl Sale<'_> {
     ) -> Result<Result<Purchase, Response>, ApiError> {
         let payer = payload.authorization.from;
         limit.admit_payment(app, payer)?;
-        let hash = claims::request_hash(self.path, self.body);
+        let hash = claims::request_hash(self.path, &self.pieces);
         let refuse = |missing: MicroUsdc, reason: Reason, sentence: String| {
             Ok(Err(self.payment_required(app, missing, Some((reason, sentence)))))
         };

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::claims::MAX_KEPT_BYTES;
 use crate::formats::answer::Forward;
-use crate::formats::exchange::Tap;
+use crate::formats::goods::Tap;
 use crate::formats::sse::Splitter;
 use crate::metering::CLIENT_STALL;
 use crate::metering::open_hold::OpenHold;

@@ -18,7 +18,7 @@ use crate::claims::{Claim, Claimed, KeptAnswer, KeptAnswers, Kind};
 use crate::clock::Clock;
 use crate::formats::conversation::UpstreamFormat;
 use crate::formats::errors::ErrorText;
-use crate::formats::exchange::Tap;
+use crate::formats::goods::Tap;
 use crate::formats::messages::CountTokens;
 use crate::formats::request::BadRequest;
 use crate::id::Wallet;
@@ -93,6 +93,8 @@ pub enum Replay {
 /// A whole answer and what was charged for it.
 pub struct PaidAnswer {
     pub body: Bytes,
+    /// What it is; `None`: JSON.
+    pub content_type: Option<String>,
     pub ended: Ended,
 }
 
@@ -153,7 +155,7 @@ impl Metering {
         match upstream.whole(turn, &request.to_upstream(offer)).await {
             Ok(counted) => {
                 upstream.succeeded();
-                Ok(counted)
+                Ok(counted.body)
             }
             Err(error) => {
                 upstream.failed(turn, &error, Moment::now());
@@ -208,10 +210,10 @@ impl Metering {
         let kept = self.0.kept.find(request_id).await.map_err(LedgerError::from)?;
         Ok(match kept {
             None => Replay::NotKept { charged },
-            Some(KeptAnswer { kind: Kind::Stream, body }) => Replay::Stream(body),
-            Some(KeptAnswer { kind: Kind::Json, body }) => {
+            Some(KeptAnswer { kind: Kind::Stream, body, .. }) => Replay::Stream(body),
+            Some(KeptAnswer { kind: Kind::Json, content_type, body }) => {
                 let balance = self.0.ledger.balance(wallet).await?;
-                Replay::Answer(PaidAnswer { body, ended: Ended { charged, balance } })
+                Replay::Answer(PaidAnswer { body, content_type, ended: Ended { charged, balance } })
             }
         })
     }
@@ -282,23 +284,28 @@ impl Metering {
                 answered = route.upstream.whole(attempt.turn, asked) => answered,
                 () = self.0.tasks.aborted() => return Err(stopped(open).await),
             };
-            let read = answered.and_then(|body| match exchange.read(&body) {
-                Ok(answer) => {
-                    attempts.succeeded(attempt);
-                    open.serve(route);
-                    let estimate = || answer.estimated_completion();
-                    let delivered = Delivered::new(exchange.dialect(), answer.usage_raw(), estimate, true);
-                    let due = open.due(delivered, None);
-                    Ok(due.map(|due| (answer.render(due.charged()), due)))
-                }
-                Err(_) => Err(UpstreamError::Nonsense),
-            });
+            let read =
+                answered.and_then(|whole| match exchange.read(whole.content_type.as_deref(), &whole.body) {
+                    Ok(answer) => {
+                        attempts.succeeded(attempt);
+                        open.serve(route);
+                        let estimate = || answer.estimated_completion();
+                        let used = answer.used(&route.terms.prices);
+                        let delivered =
+                            Delivered::new(exchange.dialect(), answer.usage_raw(), estimate, true);
+                        let delivered = Delivered { used, ..delivered };
+                        open.agree(answer.terms(&route.terms));
+                        let (due, content_type) = (open.due(delivered, None), answer.content_type());
+                        Ok(due.map(|due| (answer.render(due.charged()), content_type, due)))
+                    }
+                    Err(_) => Err(UpstreamError::Nonsense),
+                });
             match read {
-                Ok(Some((body, due))) => {
-                    open.keep(Kind::Json, &body).await;
+                Ok(Some((body, content_type, due))) => {
+                    open.keep(Kind::Json, content_type.as_deref(), &body).await;
                     let settled = open.settle(due, WhenLate::Release).await;
                     let ended = settled.ok_or(MeteringError::SettlementLate)?;
-                    return Ok(PaidAnswer { body, ended });
+                    return Ok(PaidAnswer { body, content_type, ended });
                 }
                 // It has ended already, which nothing does before this.
                 Ok(None) => return Err(MeteringError::SettlementLate),
@@ -375,10 +382,14 @@ impl Metering {
             End::Stopping => (false, Some(STOPPED)),
             End::ClientGone => (self.drain(&mut stream).await, Some("client_gone")),
         };
-        let LiveStream { reading, dialect, client, sent, open, .. } = stream;
+        let LiveStream { reading, dialect, client, sent, mut open } = stream;
         let mut tap = reading.tap;
         let id = open.hold.as_ref().map(|hold| hold.id.clone());
+        let used = open.hold.as_ref().and_then(|hold| tap.used(&hold.terms.prices));
+        let terms = open.hold.as_ref().and_then(|hold| tap.terms(&hold.terms));
+        open.agree(terms);
         let delivered = Delivered::from_tap(&tap, dialect, is_whole || tap.is_reported_at_end());
+        let delivered = Delivered { used, ..delivered };
         let nothing_came = !tap.delivered_anything() && !delivered.is_reported();
         let mut last = Bytes::new();
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
@@ -388,7 +399,7 @@ impl Metering {
                 last = tap.last(due.charged());
             }
             if let (true, Some(sent)) = (is_whole, sent) {
-                open.keep(Kind::Stream, &[sent, last.to_vec()].concat()).await;
+                open.keep(Kind::Stream, None, &[sent, last.to_vec()].concat()).await;
             }
             open.settle(due, WhenLate::KeepTrying).await
         } else {

@@ -8,13 +8,14 @@ use std::time::Duration;
 use metrics::Counter;
 
 use crate::claims::{KeptAnswers, Kind};
-use crate::formats::exchange::Tap;
+use crate::formats::goods::Tap;
+use crate::formats::media::Used;
 use crate::formats::request::Bounds;
 use crate::ledger::{Ended, Ending, Hold, Ledger, LedgerError, Outcome};
 use crate::limits::Place;
 use crate::metering::route::Route;
 use crate::money::{MicroUsdc, PicoUsd};
-use crate::pricing::{Charge, Dialect, Reported, Usage};
+use crate::pricing::{Charge, Dialect, Reported, Terms, Usage};
 use crate::tasks::Tasks;
 
 /// How long an answer waits for its settlement while the database is away.
@@ -28,6 +29,8 @@ pub struct Delivered {
     pub usage_raw: Option<String>,
     /// 0 where it is of no matter.
     pub estimated_completion: u64,
+    /// What was used, of what is no conversation.
+    pub used: Option<Used>,
     /// Whether this is all there was to come: then a report of usage is the last word.
     pub is_whole: bool,
 }
@@ -46,6 +49,7 @@ impl Delivered {
             reported,
             usage_raw: usage_raw.map(str::to_owned),
             estimated_completion: if is_known { 0 } else { estimate_completion() },
+            used: None,
             is_whole,
         }
     }
@@ -121,10 +125,17 @@ impl OpenHold {
         }
     }
 
+    /// What was delivered tells more of the terms than was known of them.
+    pub fn agree(&mut self, terms: Option<Terms>) {
+        if let (Some(hold), Some(terms)) = (&mut self.hold, terms) {
+            hold.terms = terms;
+        }
+    }
+
     /// Keeps an answer before it is settled, if it may be asked for again.
-    pub async fn keep(&self, kind: Kind, body: &[u8]) {
+    pub async fn keep(&self, kind: Kind, content_type: Option<&str>, body: &[u8]) {
         let (Some(kept), Some(hold)) = (&self.kept, &self.hold) else { return };
-        if let Err(error) = kept.keep(&hold.id, kind, body).await {
+        if let Err(error) = kept.keep(&hold.id, kind, content_type, body).await {
             tracing::warn!(request = %hold.id, %error, "an answer is not kept; it cannot be asked for again");
         }
     }
@@ -132,19 +143,16 @@ impl OpenHold {
     /// What is due for what was delivered, as far as that is known. `None` once it has ended.
     pub fn due(&self, delivered: Delivered, reason: Option<&str>) -> Option<Due> {
         let hold = self.hold.as_ref()?;
-        let estimate = self.estimate(delivered.estimated_completion);
-        let (outcome, usage) = match delivered.reported.map(|reported| reported.usage) {
-            Some(usage) if delivered.is_whole => (Outcome::Settled, usage),
-            // A report from before the end knows the prompt, and may not know all of the output.
-            Some(usage) if usage.prompt_tokens() > 0 => {
-                (Outcome::Estimated, usage.at_least(0, estimate.completion_tokens()))
-            }
-            Some(usage) => {
-                (Outcome::Estimated, usage.at_least(estimate.prompt_tokens(), estimate.completion_tokens()))
-            }
-            None => (Outcome::Estimated, estimate),
+        let (outcome, usage) = match delivered.used {
+            None => self.used(&delivered),
+            Some(Used::Known(usage)) if delivered.is_whole => (Outcome::Settled, usage),
+            Some(Used::Known(usage) | Used::Estimated(usage)) => (Outcome::Estimated, usage),
+            Some(Used::Unknown) => (Outcome::Estimated, self.bounds.all(&hold.terms.prices)),
         };
-        let unseen = self.may_reason_unseen && delivered.is_whole && outcome == Outcome::Estimated;
+        let unseen = match delivered.used {
+            None => self.may_reason_unseen && delivered.is_whole && outcome == Outcome::Estimated,
+            Some(used) => used == Used::Unknown,
+        };
         let charge = match hold.terms.charge(&usage, hold.amount) {
             Some(charge) if unseen => Charge { charged: hold.amount, ..charge },
             Some(charge) => charge,
@@ -158,6 +166,22 @@ impl OpenHold {
         };
         let upstream_cost = delivered.upstream_cost();
         Some(Due { outcome, reason, usage, usage_raw: delivered.usage_raw, upstream_cost, charge })
+    }
+
+    /// What a conversation used.
+    fn used(&self, delivered: &Delivered) -> (Outcome, Usage) {
+        let estimate = self.estimate(delivered.estimated_completion);
+        match delivered.reported.map(|reported| reported.usage) {
+            Some(usage) if delivered.is_whole => (Outcome::Settled, usage),
+            // A report from before the end knows the prompt, and may not know all of the output.
+            Some(usage) if usage.prompt_tokens() > 0 => {
+                (Outcome::Estimated, usage.at_least(0, estimate.completion_tokens()))
+            }
+            Some(usage) => {
+                (Outcome::Estimated, usage.at_least(estimate.prompt_tokens(), estimate.completion_tokens()))
+            }
+            None => (Outcome::Estimated, estimate),
+        }
     }
 
     /// Ends the hold with what is due. `None` if the database did not take it in time.

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::formats::conversation::{ClientFormat, UpstreamFormat};
-use crate::formats::exchange::{Exchange, Request, UpstreamRequest};
+use crate::formats::exchange::UpstreamRequest;
+use crate::formats::goods::{Exchange, Goods, Request};
 use crate::formats::messages;
 use crate::formats::request::{BadRequest, Bounds};
 use crate::metering::MeteringError;
@@ -36,6 +37,7 @@ impl Route {
         markup: MarkupBps,
     ) -> Result<Self, MeteringError> {
         let upstream = providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)?.clone();
+        let offer = &request.narrow(offer)?;
         let bounds = request.bounds(offer)?;
         // Whoever serves it, it is the model that was asked for.
         let terms = Terms { model: id.to_owned(), ..offer.terms(markup) };
@@ -52,8 +54,9 @@ impl Route {
 /// A request that has a model to be found for.
 pub struct Asked<'a> {
     pub request: &'a Request<'a>,
-    /// What it was read from.
+    /// What it was read from, and as what that came.
     pub body: &'a Bytes,
+    pub content_type: Option<&'a str>,
     pub id: &'a str,
     /// What its client asks for of what is not in Anthropic's API yet.
     pub betas: Option<&'a str>,
@@ -64,7 +67,8 @@ pub type Prepared = (UpstreamRequest, Exchange);
 
 /// A request, whoever may answer it, and what it costs at most.
 pub struct Quoted {
-    format: ClientFormat,
+    goods: Goods,
+    content_type: Option<String>,
     body: Bytes,
     id: String,
     betas: Option<String>,
@@ -79,7 +83,7 @@ impl Quoted {
     /// Checks a request against the offer it names and those that may stand in, and prices it. One that the
     /// first cannot serve is refused; of the others those that could not are passed over.
     pub fn new(
-        Asked { request, body, id, betas }: &Asked<'_>,
+        Asked { request, body, content_type, id, betas }: &Asked<'_>,
         created: i64,
         catalog: &Catalog,
         offer: &Arc<Offer>,
@@ -92,8 +96,9 @@ impl Quoted {
         let mut routes = vec![own];
         let fallbacks = offer.fallbacks.iter().filter_map(|id| catalog.get(id));
         routes.extend(fallbacks.filter_map(|fallback| route(fallback, &offer.id).ok()));
-        let (format, body) = (request.format(), Bytes::clone(body));
-        Ok(Self { format, body, id: (*id).to_owned(), betas, created, first, routes })
+        let (goods, body, content_type) =
+            (request.goods(), Bytes::clone(body), content_type.map(str::to_owned));
+        Ok(Self { goods, content_type, body, id: (*id).to_owned(), betas, created, first, routes })
     }
 
     /// The one that is asked first.
@@ -129,7 +134,7 @@ impl Quoted {
         if route == 0 {
             return Some(Cow::Borrowed(&self.first));
         }
-        let request = Request::parse(self.format, &self.body).ok()?;
+        let request = Request::parse(self.goods, self.content_type.as_deref(), &self.body).ok()?;
         let name = (self.id.as_str(), self.created);
         prepare(&request, self.routes.get(route)?, name, self.betas.as_deref()).ok().map(Cow::Owned)
     }
@@ -142,7 +147,9 @@ fn prepare(
     betas: Option<&str>,
 ) -> Result<Prepared, BadRequest> {
     let mut asked = request.to_upstream(offer, upstream.format())?;
-    if asked.format == UpstreamFormat::Messages && request.format() == ClientFormat::Messages {
+    if asked.format == UpstreamFormat::Messages
+        && request.goods() == Goods::Conversation(ClientFormat::Messages)
+    {
         let passed = betas.and_then(|betas| messages::passed_betas(betas, offer.context_length));
         asked.headers.extend(passed.map(|betas| (messages::BETA_HEADER, betas)));
     }

@@ -171,6 +171,8 @@ pub fn payment_identifier_extension() -> (&'static str, Value) {
 /// A request to one of our paths and its answer, for discovery.
 pub struct Example {
     pub body: Value,
+    /// `json` or `form-data`.
+    pub body_type: &'static str,
     /// The JSON Schema of such bodies.
     pub schema: Value,
     pub answer: Value,
@@ -179,7 +181,7 @@ pub struct Example {
 /// What a 402 holds at `extensions["bazaar"]`: how to call the path (specs/extensions/bazaar.md).
 pub fn bazaar_extension(example: &Example) -> (&'static str, Value) {
     let info = json!({
-        "input": {"type": "http", "method": "POST", "bodyType": "json", "body": example.body},
+        "input": {"type": "http", "method": "POST", "bodyType": example.body_type, "body": example.body},
         "output": {"type": "json", "example": example.answer},
     });
     let schema = json!({
@@ -191,7 +193,7 @@ pub fn bazaar_extension(example: &Example) -> (&'static str, Value) {
                 "properties": {
                     "type": {"const": "http"},
                     "method": {"const": "POST"},
-                    "bodyType": {"const": "json"},
+                    "bodyType": {"const": example.body_type},
                     "body": example.schema,
                 },
                 "required": ["type", "method", "bodyType", "body"],

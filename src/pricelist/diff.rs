@@ -97,6 +97,7 @@ mod tests {
             max_tokens_field: "max_tokens".into(),
             reasoning: Reasoning::Reject,
             fallbacks: Vec::new(),
+            image_tokens: Vec::new(),
             prices: Arc::new(served),
             price_version: None,
             created: 0,

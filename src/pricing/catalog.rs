@@ -29,11 +29,23 @@ pub struct Offer {
     pub reasoning: Reasoning,
     /// Ids of other offers, which are asked in turn where this one cannot answer.
     pub fallbacks: Vec<String>,
+    /// Of pictures, the most tokens that one has: see [`Self::most_image_tokens`].
+    pub image_tokens: Vec<ImageTokens>,
     pub prices: Arc<Prices>,
     /// Of the catalogue it is in; `None` until it is in one.
     pub price_version: Option<PriceVersion>,
     /// Unix seconds, as `GET /v1/models` shows it.
     pub created: i64,
+}
+
+/// The most tokens that a picture has.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ImageTokens {
+    /// As the request names it, `1024x1024`; `None`: any.
+    pub size: Option<String>,
+    /// `low`, `high` …; `None`: any.
+    pub quality: Option<String>,
+    pub most: u64,
 }
 
 /// What a model makes of what.
@@ -84,6 +96,26 @@ impl Offer {
     /// The id without its provider: `gpt-5-mini`.
     pub fn name(&self) -> &str {
         self.id.split_once('/').map_or(self.id.as_str(), |(_, name)| name)
+    }
+
+    /// The most tokens that a picture of this size and quality has, where that is listed: just for it, or
+    /// for anything. What is not said (`None`, or `auto`) can be anything.
+    pub fn most_image_tokens(&self, size: Option<&str>, quality: Option<&str>) -> Option<u64> {
+        let said = |text: Option<&str>| text.filter(|text| *text != "auto").map(str::to_owned);
+        let (size, quality) = (said(size), said(quality));
+        let is_this = |row: &&ImageTokens| row.size == size && row.quality == quality;
+        if size.is_some()
+            && quality.is_some()
+            && let Some(row) = self.image_tokens.iter().find(is_this)
+        {
+            return Some(row.most);
+        }
+        let fits = |listed: &Option<String>, said: &Option<String>| {
+            listed.is_none() || said.is_none() || listed == said
+        };
+        let rows =
+            self.image_tokens.iter().filter(|row| fits(&row.size, &size) && fits(&row.quality, &quality));
+        rows.map(|row| row.most).max()
     }
 
     /// What a request for this offer is agreed to cost, as it stands at this moment.

@@ -6,7 +6,7 @@ pub mod prices;
 pub mod unit;
 pub mod usage;
 
-pub use catalog::{Catalog, LiveCatalog, ModelKind, Offer, Reasoning};
+pub use catalog::{Catalog, ImageTokens, LiveCatalog, ModelKind, Offer, Reasoning};
 pub use charge::{Charge, Most, Quote, Terms, quote};
 pub use prices::{ImagePrice, PriceVersion, Prices, Tier, UnitPrices};
 pub use unit::{Unit, Units};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use health::Moment;
-pub use upstream::{AnswerStream, Readiness, Turn, Upstream};
+pub use upstream::{AnswerStream, Readiness, Turn, Upstream, Whole};
 
 use crate::config;
 

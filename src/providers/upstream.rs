@@ -67,6 +67,13 @@ pub struct Turn(usize);
 /// How an upstream or its best key fares.
 pub type Readiness = State;
 
+/// A whole answer.
+pub struct Whole {
+    /// What it says that it is.
+    pub content_type: Option<String>,
+    pub body: Bytes,
+}
+
 /// An answer on its way, read piece by piece. Without its head, whose headers would keep the whole buffer
 /// that it was read into for as long as a stream is open.
 #[derive(Debug)]
@@ -187,8 +194,8 @@ impl Upstream {
     }
 
     /// Asks for a whole answer.
-    pub async fn whole(&self, turn: Turn, request: &UpstreamRequest) -> Result<Bytes, UpstreamError> {
-        let (_, mut answer) = self.send(turn, request).await?;
+    pub async fn whole(&self, turn: Turn, request: &UpstreamRequest) -> Result<Whole, UpstreamError> {
+        let (headers, mut answer) = self.send(turn, request).await?;
         let mut whole = BytesMut::new();
         while let Some(piece) = answer.next().await? {
             if whole.len() + piece.len() > MAX_ANSWER_BYTES {
@@ -196,7 +203,8 @@ impl Upstream {
             }
             whole.extend_from_slice(&piece);
         }
-        Ok(whole.freeze())
+        let content_type = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok()).map(str::to_owned);
+        Ok(Whole { content_type, body: whole.freeze() })
     }
 
     /// Asks for a stream of events.

@@ -1,5 +1,6 @@
 // The main job, end to end, on this machine: a fresh wallet signs in, tops up with real USDC on a local chain, asks
-// a model once and streams once through the OpenAI SDK, and every micro-USDC is accounted for. Exits 0 only then.
+// a model once and streams once, has a text embedded, a picture made and a recording written down through the OpenAI
+// SDK, and every micro-USDC is accounted for. Exits 0 only then.
 //
 //   node demo.mjs path/to/farebox        OPENAI_API_KEY asks the real provider; KEEP=1 leaves everything up
 import { spawn } from "node:child_process";
@@ -10,11 +11,11 @@ import { join } from "node:path";
 import { createInterface } from "node:readline";
 import { ExactEvmScheme } from "@x402/evm";
 import { wrapFetchWithPayment, x402Client } from "@x402/fetch";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import { generatePrivateKey, privateKeyToAccount } from "viem/accounts";
 import { startAnvil, stop } from "./anvil.mjs";
 import { deployUsdc, mintUsdc } from "./devchain.mjs";
-import { call, check, same, signIn, url, usdcOf } from "./lib.mjs";
+import { call, check, same, signIn, url, usdcOf, wav } from "./lib.mjs";
 
 const BINARY = process.argv[2];
 const KEEP = process.env.KEEP === "1";
@@ -25,6 +26,10 @@ const TOPUP_USD = 5;
 
 // The prices of the configuration below, in USD per million tokens at cost, which is pico-USD per token / 10^6.
 const PRICE = { prompt: "0.15", completion: "0.60", cached: "0.075" };
+// Of what is no conversation: USD for a million tokens and a call, for a picture, for a second.
+const EMBEDDING = { prompt: "0.02", call: "0.0001" };
+const PICTURE_USD = "0.011";
+const SECOND_USD = "0.0001";
 const MARKUP_BPS = 2000;
 
 const directory = mkdtempSync(join(tmpdir(), "farebox-demo-"));
@@ -61,7 +66,10 @@ async function demo() {
   title("Asking once, streaming once, with the OpenAI SDK");
   const openai = new OpenAI({ apiKey: key, baseURL: url("/v1"), maxRetries: 0, timeout: 120_000 });
   const charges = [await askOnce(openai), await streamOnce(openai)];
-  const spentMicro = charges[0] + charges[1];
+
+  title("An embedding, a picture, a transcription");
+  charges.push(await embedOnce(openai), await paintOnce(openai), await listenOnce(openai));
+  const spentMicro = charges.reduce((sum, charge) => sum + charge);
 
   title("The books");
   await readBooks(account.address, key, charges);
@@ -139,6 +147,25 @@ context_length = 128000
 max_output_tokens = 16384
 max_tokens_field = "max_completion_tokens"
 price = { prompt = "${PRICE.prompt}", completion = "${PRICE.completion}", cached_prompt = "${PRICE.cached}" }
+
+[[models]]
+id = "openai/text-embedding-3-small"
+kind = "embedding"
+provider = "openai"
+context_length = 8192
+price = { prompt = "${EMBEDDING.prompt}", per_call = "${EMBEDDING.call}" }
+
+[[models]]
+id = "openai/gpt-image-1"
+kind = "image"
+provider = "openai"
+price = { per_image = [{ size = "1024x1024", quality = "low", usd = "${PICTURE_USD}" }] }
+
+[[models]]
+id = "openai/whisper-1"
+kind = "transcription"
+provider = "openai"
+price = { per_second = "${SECOND_USD}" }
 `;
 
 async function pay(account) {
@@ -188,20 +215,58 @@ async function streamOnce(openai) {
   return chargedMicro;
 }
 
+async function embedOnce(openai) {
+  const { data, response } = await openai.embeddings
+    .create({ model: "openai/text-embedding-3-small", input: "What is a fare box?", encoding_format: "float" })
+    .withResponse();
+  const costPico = BigInt(data.usage.prompt_tokens) * perMillion(EMBEDDING.prompt) + pico(EMBEDDING.call);
+  return agreed(response, `a vector of ${data.data[0].embedding.length}`, costPico);
+}
+
+async function paintOnce(openai) {
+  const ask = { model: "openai/gpt-image-1", prompt: "A fare box", size: "1024x1024", quality: "low" };
+  const { data, response } = await openai.images.generate(ask).withResponse();
+  const bytes = Buffer.from(data.data[0].b64_json, "base64").length;
+  return agreed(response, `a picture of ${bytes} bytes`, BigInt(data.data.length) * pico(PICTURE_USD));
+}
+
+async function listenOnce(openai) {
+  const file = await toFile(wav(2500), "silence.wav", { type: "audio/wav" });
+  const { data, response } = await openai.audio.transcriptions
+    .create({ model: "openai/whisper-1", file })
+    .withResponse();
+  return agreed(response, JSON.stringify(data.text), BigInt(data.usage.seconds) * pico(SECOND_USD));
+}
+
+/** Checks a charge against the cost that was worked out here. */
+function agreed(response, what, costPico) {
+  const chargedMicro = markedUp(costPico);
+  console.log(indent(`${what}, ${dollars(chargedMicro)}`));
+  same("the charge", Number(response.headers.get("x-charged-usdc")), chargedMicro);
+  return chargedMicro;
+}
+
+/** USD as pico-USD, and USD for a million as pico-USD for one. */
+const pico = (usd) => BigInt(Math.round(Number(usd) * 1e12));
+const perMillion = (usd) => BigInt(Math.round(Number(usd) * 1e6));
+
 /** The contract's formula, in integers: pico-USD, marked up, rounded up once to micro-USDC. */
 function chargeOf({ prompt_tokens, completion_tokens, prompt_tokens_details }) {
-  const pico = (price) => BigInt(Math.round(Number(price) * 1e6));
   const cached = BigInt(prompt_tokens_details?.cached_tokens ?? 0);
-  const costPico =
-    (BigInt(prompt_tokens) - cached) * pico(PRICE.prompt) +
-    cached * pico(PRICE.cached) +
-    BigInt(completion_tokens) * pico(PRICE.completion);
+  return markedUp(
+    (BigInt(prompt_tokens) - cached) * perMillion(PRICE.prompt) +
+      cached * perMillion(PRICE.cached) +
+      BigInt(completion_tokens) * perMillion(PRICE.completion),
+  );
+}
+
+function markedUp(costPico) {
   const divisor = 10_000n * 1_000_000n;
   return Number((costPico * BigInt(10_000 + MARKUP_BPS) + divisor - 1n) / divisor);
 }
 
 async function readBooks(wallet, key, charges) {
-  const spentMicro = charges[0] + charges[1];
+  const spentMicro = charges.reduce((sum, charge) => sum + charge);
   const receipts = await call("GET", "/v1/requests", { key });
   check("receipts can be read", receipts.status === 200, receipts);
   console.log(indent(JSON.stringify(receipts.body.data, null, 2)));

@@ -17,6 +17,19 @@ export const wallet = () => privateKeyToAccount(env("WALLET_KEY"));
 export const topupUsd = () => env("TOPUP_USD", "2");
 export const micro = (usd) => Number(parseUnits(`${usd}`, 6));
 
+/** A recording of silence as long as that: 16,000 samples of 16 bits a second. */
+export function wav(ms) {
+  const size = ms * 32;
+  const file = Buffer.alloc(44 + size);
+  file.write("RIFF", 0);
+  file.writeUInt32LE(size + 36, 4);
+  file.write("WAVEfmt ", 8);
+  [16, 0x00010001, 16_000, 32_000, 0x00100002].forEach((value, i) => file.writeUInt32LE(value, 16 + 4 * i));
+  file.write("data", 36);
+  file.writeUInt32LE(size, 40);
+  return file;
+}
+
 /** Prints the fact, or ends the program with it and what was seen instead. */
 export function check(fact, holds, seen) {
   if (!holds) throw new Error(`${fact}: NO${seen === undefined ? "" : `, but ${JSON.stringify(seen)}`}`);

@@ -67,7 +67,7 @@ fn charged(micro: i64, left: i64, locked: i64) -> Ended {
 }
 
 fn named(name: &str, body: &[u8]) -> Claim {
-    Claim::of_key(name, farebox::claims::request_hash("/v1/chat/completions", body))
+    Claim::of_key(name, farebox::claims::request_hash("/v1/chat/completions", &[body]))
 }
 
 #[tokio::test]

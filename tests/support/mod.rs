@@ -3,6 +3,7 @@
 pub mod books;
 pub mod chain;
 pub mod gateway;
+pub mod media;
 pub mod model_server;
 pub mod operator;
 pub mod postgres;

@@ -1,0 +1,265 @@
+use super::*;
+use proptest::prelude::*;
+
+/// Samples of 16 bits, one channel.
+pub(in crate::formats) fn wav(rate: u32, samples: usize) -> Vec<u8> {
+    wav_of(rate, u32::try_from(samples * 2).unwrap(), &vec![7; samples * 2])
+}
+
+fn wav_of(rate: u32, declared: u32, data: &[u8]) -> Vec<u8> {
+    let mut file = b"RIFF\0\0\0\0WAVEfmt \x10\0\0\0\x01\0\x01\0".to_vec();
+    file.extend_from_slice(&rate.to_le_bytes());
+    file.extend_from_slice(&(rate * 2).to_le_bytes());
+    file.extend_from_slice(b"\x02\0\x10\0data");
+    file.extend_from_slice(&declared.to_le_bytes());
+    file.extend_from_slice(data);
+    file
+}
+
+/// Frames of MPEG 1 layer III, 128 kilobits and 44,100 samples a second.
+fn mp3(frames: usize) -> Vec<u8> {
+    let mut frame = vec![0; 417];
+    frame[..4].copy_from_slice(&[0xff, 0xfb, 0x90, 0x00]);
+    frame.repeat(frames)
+}
+
+/// Frames of so many samples, from 1 to 65,536, with as few bytes as there can be, and a head that says `said`.
+fn flac(rate: u64, said: u64, frames: usize, samples: u32) -> Vec<u8> {
+    let mut file = b"fLaC\x80\0\0\x22".to_vec();
+    file.extend_from_slice(&[0; 10]);
+    file.extend_from_slice(&(rate << 44 | 15 << 36 | said).to_be_bytes());
+    file.extend_from_slice(&[0; 16]);
+    for _ in 0..frames {
+        let mut head = vec![0xff, 0xf8, 0x70, 0x08, 0x00];
+        head.extend_from_slice(&u16::try_from(samples - 1).unwrap().to_be_bytes());
+        head.push(flac::crc_8(&head));
+        file.extend_from_slice(&head);
+        file.extend_from_slice(&[0, 0, 0, 0, 0]);
+    }
+    file
+}
+
+fn ogg_page(flags: u8, granule: u64, packets: &[&[u8]]) -> Vec<u8> {
+    let mut page = b"OggS\0".to_vec();
+    page.push(flags);
+    page.extend_from_slice(&granule.to_le_bytes());
+    page.extend_from_slice(&[1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    let lacing: Vec<u8> = packets
+        .iter()
+        .flat_map(|packet| {
+            let whole = packet.len() / 255;
+            [vec![255; whole], vec![u8::try_from(packet.len() % 255).unwrap()]].concat()
+        })
+        .collect();
+    page.push(u8::try_from(lacing.len()).unwrap());
+    page.extend_from_slice(&lacing);
+    page.extend_from_slice(&packets.concat());
+    page
+}
+
+/// Packets of 20 milliseconds each, and a last page that says `granule` samples.
+fn opus(packets: usize, granule: u64) -> Vec<u8> {
+    let mut head = b"OpusHead\x01\x01".to_vec();
+    head.extend_from_slice(&312_u16.to_le_bytes());
+    head.extend_from_slice(&[0; 7]);
+    let mut file = ogg_page(2, 0, &[&head]);
+    file.extend(ogg_page(0, 0, &[b"OpusTags\0\0\0\0"]));
+    // 0xf8: CELT, 20 milliseconds, one frame.
+    let packets = vec![&[0xf8, 1, 2][..]; packets];
+    let last = packets.len().div_ceil(50).saturating_sub(1);
+    for (i, page) in packets.chunks(50).enumerate() {
+        file.extend(ogg_page(0, if i == last { granule } else { 0 }, page));
+    }
+    file
+}
+
+fn element(id: &[u8], content: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(content.len()).unwrap() | 0x1000_0000;
+    [id, &size.to_be_bytes(), content].concat()
+}
+
+fn webm(blocks: usize, codec: &[u8]) -> Vec<u8> {
+    let track = element(&[0xae], &element(&[0x86], codec));
+    let block = element(&[0xa3], &[0x81, 0, 0, 0x80, 0xf8, 1, 2]);
+    let cluster = [
+        &[0x1f, 0x43, 0xb6, 0x75, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff][..],
+        &block.repeat(blocks),
+    ];
+    let tracks = element(&[0x16, 0x54, 0xae, 0x6b], &track);
+    let segment = [0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+    [element(&[0x1a, 0x45, 0xdf, 0xa3], b""), segment.to_vec(), tracks, cluster.concat()].concat()
+}
+
+fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
+    let size = u32::try_from(content.len() + 8).unwrap();
+    [&size.to_be_bytes()[..], name, content].concat()
+}
+
+/// So many samples of AAC at 44,100 values a second, and a head that says `said` of those.
+fn mp4(samples: u32, said: u32) -> Vec<u8> {
+    let decoder = [&[4, 17, 0x40][..], &[0; 12], &[5, 2, 0x12, 0x10]].concat();
+    let esds = [&[0, 0, 0, 0, 3, 22, 0, 0, 0][..], &decoder].concat();
+    let entry = boxed(b"mp4a", &[&[0; 28][..], &boxed(b"esds", &esds)].concat());
+    let stsd = boxed(b"stsd", &[&[0, 0, 0, 0, 0, 0, 0, 1][..], &entry].concat());
+    let stsz = boxed(b"stsz", &[&[0; 8][..], &samples.to_be_bytes()].concat());
+    let mdhd =
+        boxed(b"mdhd", &[&[0; 12][..], &44_100_u32.to_be_bytes(), &said.to_be_bytes(), &[0; 4]].concat());
+    let stbl = boxed(b"minf", &boxed(b"stbl", &[stsd, stsz].concat()));
+    let moov = boxed(b"moov", &boxed(b"trak", &boxed(b"mdia", &[mdhd, stbl].concat())));
+    [boxed(b"ftyp", b"M4A \0\0\0\0"), moov, boxed(b"mdat", &[0; 100])].concat()
+}
+
+fn length(file: &[u8]) -> (u64, u64) {
+    let length = measure(file).unwrap();
+    assert!(length.ms <= length.most_ms);
+    (length.most_ms, length.ms)
+}
+
+fn all() -> Vec<Vec<u8>> {
+    let id3 = b"ID3\x04\0\0\0\0\0\x0aAAAAAAAAAA".to_vec();
+    vec![
+        wav(8000, 400),
+        mp3(4),
+        [id3, mp3(3)].concat(),
+        flac(8000, 8192, 2, 4096),
+        opus(60, 48_000),
+        webm(9, b"A_OPUS"),
+        mp4(100, 102_400),
+    ]
+}
+
+#[test]
+fn every_format_is_measured() {
+    assert_eq!(length(&wav(16_000, 24_000)), (1500, 1500));
+    // 39 frames of 1,152 samples.
+    assert_eq!(length(&mp3(39)), (1019, 1019));
+    assert_eq!(length(&flac(16_000, 24_000, 6, 4000)), (1500, 1500));
+    assert_eq!(length(&opus(75, 312 + 71_688)), (1500, 1494));
+    assert_eq!(length(&webm(75, b"A_OPUS")), (1500, 1500));
+    // 65 samples of 1,024 values, the last of which is not full.
+    assert_eq!(length(&mp4(65, 66_150)), (1510, 1500));
+}
+
+#[test]
+fn a_head_that_says_less_than_there_is_is_not_believed() {
+    let hour = vec![7; 16_000 * 2 * 3600];
+    assert_eq!(length(&wav_of(16_000, 32_000, &hour)), (3_600_000, 3_600_000));
+    // 65,536 samples, 8 seconds, in 13 bytes.
+    assert_eq!(length(&flac(8000, 8000, 450, 65_536)), (3_686_400, 3_686_400));
+    assert_eq!(length(&opus(180_000, 48_000)), (3_600_000, 3_600_000));
+    assert_eq!(length(&mp4(155_040, 44_100)), (3_600_022, 3_600_022));
+}
+
+#[test]
+fn a_head_that_says_more_is_held_for() {
+    assert_eq!(length(&opus(50, 48_000 * 3600 + 312)), (3_600_000, 3_600_000));
+    assert_eq!(length(&flac(8000, 8000 * 3600, 1, 8000)), (3_600_000, 3_600_000));
+    assert_eq!(length(&mp4(44, 44_100 * 3600)).0, 3_600_000);
+    // Unknown while it was written: as much as there is.
+    assert_eq!(length(&wav_of(16_000, u32::MAX, &[7; 32_000])), (1000, 1000));
+    assert_eq!(length(&wav_of(16_000, 0, &[7; 32_000])), (1000, 1000));
+}
+
+#[test]
+fn a_wav_is_as_long_as_its_slowest_reading() {
+    let mut file = wav(16_000, 16_000);
+    // The size of a sample, which some read and some work out.
+    file[32] = 200;
+    assert_eq!(length(&file).0, 1000);
+    file[32] = 1;
+    assert_eq!(length(&file).0, 2000);
+    for (at, value) in [(32, 0), (34, 0), (22, 0), (20, 2), (8, b'X')] {
+        let mut file = wav(16_000, 100);
+        file[at] = value;
+        assert_eq!(measure(&file), None, "{at}");
+    }
+    // A chunk of an odd size before the format, behind which readers disagree.
+    let file = wav(16_000, 100);
+    let odd = [&file[..12], b"junk\x01\0\0\0xy", &file[12..]].concat();
+    assert_eq!(measure(&odd), None);
+    let even = [&file[..12], b"junk\x02\0\0\0xy", &file[12..]].concat();
+    assert!(measure(&even).is_some());
+}
+
+#[test]
+fn every_head_of_an_mp3_counts() {
+    // A slower recording in the frames of a faster one: which of them is heard depends on where one begins.
+    let mut frame = vec![0; 417];
+    frame[..4].copy_from_slice(&[0xff, 0xfb, 0x90, 0x00]);
+    // MPEG 2.5 layer III, 8 kilobits and 8,000 samples a second: 72 bytes, 72 milliseconds.
+    for at in (10..=300).step_by(72) {
+        frame[at..at + 4].copy_from_slice(&[0xff, 0xe3, 0x18, 0x00]);
+    }
+    let (most, ms) = length(&frame.repeat(100));
+    assert_eq!(most, 100 * 5 * 72 + 2613);
+    assert_eq!(ms, most);
+    // What follows no other is no recording.
+    assert_eq!(measure(&[vec![0; 1000], mp3(1), vec![0; 1000]].concat()), None);
+    assert_eq!(measure(&[mp3(10), vec![0; 1000]].concat()).unwrap().ms, 262);
+}
+
+#[test]
+fn an_opus_packet_says_how_long_it_is() {
+    for (first, second, ms) in [
+        (0x00, 0, 10),
+        (0x18, 0, 60),
+        (0x1b, 2, 120),
+        (0x1b, 63, 120),
+        (0x60, 0, 10),
+        (0x69, 0, 40),
+        (0xfa, 0, 40),
+        (0xfb, 3, 60),
+    ] {
+        assert_eq!(opus::packet_nanos(&[first, second]), ms * 1_000_000, "{first:x}");
+    }
+    assert_eq!(opus::packet_nanos(&[0x80]), 2_500_000);
+    assert_eq!(opus::packet_nanos(&[]), opus::MOST_NANOS);
+}
+
+#[test]
+fn what_cannot_be_measured_is_not() {
+    for file in [&b""[..], b"text", b"ID3\x04\0\0\x7f\x7f\x7f\x7f", b"RIFF\0\0\0\0AVI ", b"OggS", b"fLaC"] {
+        assert_eq!(measure(file), None, "{file:?}");
+    }
+    assert_eq!(measure(&webm(3, b"A_VORBIS")), None);
+    assert_eq!(measure(&webm(3, b"V_VP8")), None);
+    let mut other = mp4(10, 10_240);
+    let at = other.windows(4).position(|name| name == b"mp4a").unwrap();
+    other[at..at + 4].copy_from_slice(b"alac");
+    assert_eq!(measure(&other), None);
+    // Something else behind the pages.
+    assert_eq!(measure(&[opus(10, 9600), b"more".to_vec()].concat()), None);
+}
+
+#[test]
+fn a_file_cut_off_anywhere_is_no_longer_than_the_whole() {
+    for file in all() {
+        let whole = measure(&file).unwrap();
+        for end in 0..file.len() {
+            let Some(part) = measure(&file[..end]) else { continue };
+            // A block of which nobody can see how long it is counts as the longest.
+            assert!(part.most_ms <= whole.most_ms + 120, "{end} of {}", file.len());
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn nothing_panics(which in 0..7_usize, changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..20)) {
+        let mut file = all().swap_remove(which);
+        for (at, value) in changes {
+            let at = at.index(file.len());
+            file[at] = value;
+        }
+        if let Some(length) = measure(&file) {
+            prop_assert!(length.ms <= length.most_ms);
+        }
+    }
+
+    #[test]
+    fn no_frame_is_overlooked(frames in 1..200_usize, samples in 16..=65_536_u32, said in 0..1_000_000_u64) {
+        let file = flac(44_100, said, frames, samples);
+        let held = u64::try_from(frames).unwrap() * u64::from(samples) * 1000 / 44_100;
+        prop_assert!(measure(&file).unwrap().most_ms >= held);
+    }
+}
