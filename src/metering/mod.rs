@@ -267,27 +267,21 @@ impl Metering {
 
     /// Asks one after the other for a whole answer, and settles the first that is one.
     async fn answer_whole(&self, mut open: OpenHold, quoted: &Quoted) -> Result<PaidAnswer, MeteringError> {
-        let mut attempts = Attempts::new(&quoted.routes);
+        let mut attempts = Attempts::new(quoted);
         loop {
             let attempt = match attempts.next(Moment::now()) {
                 Ok(attempt) => attempt,
                 Err(error) => return Err(given_up(open, error).await),
             };
-            let (Some(route), Some(prepared)) =
-                (quoted.routes.get(attempt.route), quoted.prepare(attempt.route))
-            else {
-                attempts.pass_over(attempt);
-                continue;
-            };
-            let (asked, exchange) = prepared.as_ref();
+            let (route, exchange) = (attempt.route, attempt.exchange());
             let answered = tokio::select! {
-                answered = route.upstream.whole(attempt.turn, asked) => answered,
+                answered = route.upstream.whole(attempt.turn, attempt.asked()) => answered,
                 () = self.0.tasks.aborted() => return Err(stopped(open).await),
             };
             let read =
                 answered.and_then(|whole| match exchange.read(whole.content_type.as_deref(), &whole.body) {
                     Ok(answer) => {
-                        attempts.succeeded(attempt);
+                        route.upstream.succeeded();
                         open.serve(route);
                         let estimate = || answer.estimated_completion();
                         let used = answer.used(&route.terms.prices);
@@ -310,7 +304,7 @@ impl Metering {
                 // It has ended already, which nothing does before this.
                 Ok(None) => return Err(MeteringError::SettlementLate),
                 Err(error) => {
-                    if let Err(error) = attempts.failed(attempt, error, Moment::now()) {
+                    if let Err(error) = attempts.failed(&attempt, error, Moment::now()) {
                         return Err(given_up(open, error).await);
                     }
                 }
@@ -324,21 +318,15 @@ impl Metering {
         mut open: OpenHold,
         quoted: &Quoted,
     ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
-        let mut attempts = Attempts::new(&quoted.routes);
+        let mut attempts = Attempts::new(quoted);
         loop {
             let attempt = match attempts.next(Moment::now()) {
                 Ok(attempt) => attempt,
                 Err(error) => return Err(given_up(open, error).await),
             };
-            let (Some(route), Some(prepared)) =
-                (quoted.routes.get(attempt.route), quoted.prepare(attempt.route))
-            else {
-                attempts.pass_over(attempt);
-                continue;
-            };
-            let (asked, exchange) = prepared.as_ref();
+            let (route, exchange) = (attempt.route, attempt.exchange());
             let begin = async {
-                let answer = route.upstream.stream(attempt.turn, asked).await?;
+                let answer = route.upstream.stream(attempt.turn, attempt.asked()).await?;
                 let mut reading = Reading::new(answer, exchange.tap());
                 let (begun, end) = reading.begin().await?;
                 Ok((reading, begun, end))
@@ -349,7 +337,7 @@ impl Metering {
             };
             match begun {
                 Ok((reading, begun, end)) => {
-                    attempts.succeeded(attempt);
+                    route.upstream.succeeded();
                     open.serve(route);
                     let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
                     let sent = open.kept.is_some().then(Vec::new);
@@ -359,7 +347,7 @@ impl Metering {
                     return Ok(events);
                 }
                 Err(error) => {
-                    if let Err(error) = attempts.failed(attempt, error, Moment::now()) {
+                    if let Err(error) = attempts.failed(&attempt, error, Moment::now()) {
                         return Err(given_up(open, error).await);
                     }
                 }

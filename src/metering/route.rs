@@ -130,7 +130,7 @@ impl Quoted {
     }
 
     /// What `route` is sent; `None` where its format has no place for the request.
-    pub fn prepare(&self, route: usize) -> Option<Cow<'_, Prepared>> {
+    fn prepare(&self, route: usize) -> Option<Cow<'_, Prepared>> {
         if route == 0 {
             return Some(Cow::Borrowed(&self.first));
         }
@@ -159,78 +159,84 @@ fn prepare(
 /// The attempts at one request: each route with each of its keys at most once, those that fare well before
 /// those that had better be left alone.
 pub struct Attempts<'a> {
-    routes: &'a [Route],
+    quoted: &'a Quoted,
     used: Vec<(usize, Turn)>,
-    /// Routes that another key would not help.
+    /// Routes that are not asked again, whatever keys there are.
     given_up: Vec<usize>,
     first_error: Option<UpstreamError>,
 }
 
-/// Whose turn it is to answer.
-#[derive(Copy, Clone, Debug)]
-pub struct Attempt {
-    pub route: usize,
+/// One of them.
+pub struct Attempt<'a> {
+    pub route: &'a Route,
     pub turn: Turn,
+    index: usize,
+    prepared: Cow<'a, Prepared>,
+}
+
+impl Attempt<'_> {
+    /// What the upstream is sent.
+    pub fn asked(&self) -> &UpstreamRequest {
+        &self.prepared.0
+    }
+
+    /// How its answer is read.
+    pub fn exchange(&self) -> &Exchange {
+        &self.prepared.1
+    }
 }
 
 impl<'a> Attempts<'a> {
-    pub fn new(routes: &'a [Route]) -> Self {
-        Self { routes, used: Vec::new(), given_up: Vec::new(), first_error: None }
+    pub fn new(quoted: &'a Quoted) -> Self {
+        Self { quoted, used: Vec::new(), given_up: Vec::new(), first_error: None }
     }
 
     /// The next, or why there is none.
-    pub fn next(&mut self, now: Moment) -> Result<Attempt, UpstreamError> {
-        let attempt = if self.used.len() < MAX_ATTEMPTS { self.find(now) } else { None };
-        let Some(attempt) = attempt else {
-            let nobody = UpstreamError::Unavailable { retry_after: Default::default() };
-            return Err(self.first_error.take().unwrap_or(nobody));
-        };
-        self.used.push((attempt.route, attempt.turn));
-        Ok(attempt)
+    pub fn next(&mut self, now: Moment) -> Result<Attempt<'a>, UpstreamError> {
+        while self.used.len() < MAX_ATTEMPTS
+            && let Some((index, turn)) = self.find(now)
+        {
+            self.used.push((index, turn));
+            let route = self.quoted.routes.get(index);
+            match route.zip(self.quoted.prepare(index)) {
+                Some((route, prepared)) => return Ok(Attempt { route, turn, index, prepared }),
+                // It has no place for the request.
+                None => self.given_up.push(index),
+            }
+        }
+        let nobody = UpstreamError::Unavailable { retry_after: Default::default() };
+        Err(self.first_error.take().unwrap_or(nobody))
     }
 
-    fn find(&self, now: Moment) -> Option<Attempt> {
+    fn find(&self, now: Moment) -> Option<(usize, Turn)> {
         for cooling in [false, true] {
-            for (route, Route { upstream, .. }) in self.routes.iter().enumerate() {
-                if self.given_up.contains(&route) {
+            for (index, Route { upstream, .. }) in self.quoted.routes.iter().enumerate() {
+                if self.given_up.contains(&index) {
                     continue;
                 }
-                let used = |turn| self.used.contains(&(route, turn));
+                let used = |turn| self.used.contains(&(index, turn));
                 if let Some(turn) = upstream.turn(now, cooling, used) {
-                    return Some(Attempt { route, turn });
+                    return Some((index, turn));
                 }
             }
         }
         None
     }
 
-    pub fn succeeded(&self, Attempt { route, .. }: Attempt) {
-        if let Some(route) = self.routes.get(route) {
-            route.upstream.succeeded();
-        }
-    }
-
     /// Notes that an attempt came to nothing. An error where another would, too.
     pub fn failed(
         &mut self,
-        Attempt { route, turn }: Attempt,
+        attempt: &Attempt<'_>,
         error: UpstreamError,
         now: Moment,
     ) -> Result<(), UpstreamError> {
-        if let Some(route) = self.routes.get(route) {
-            route.upstream.failed(turn, &error, now);
-        }
+        attempt.route.upstream.failed(attempt.turn, &error, now);
         match error.blames() {
             Blame::Request => return Err(error),
-            Blame::Upstream | Blame::Absence | Blame::Model => self.given_up.push(route),
+            Blame::Upstream | Blame::Absence | Blame::Model => self.given_up.push(attempt.index),
             Blame::Key | Blame::Pause(_) => {}
         }
         self.first_error.get_or_insert(error);
         Ok(())
-    }
-
-    /// Passes over a route that the request cannot be told to.
-    pub fn pass_over(&mut self, Attempt { route, .. }: Attempt) {
-        self.given_up.push(route);
     }
 }
