@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod archive;
+pub mod attest;
 pub mod audit;
 pub mod auth;
 pub mod chain;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use farebox::app::App;
+use farebox::attest;
 use farebox::audit;
 use farebox::chain::{Chain, TokenCheckError};
 use farebox::clock::Clock;
@@ -56,6 +57,14 @@ enum Command {
     /// Move old receipts out of the database into files, list those files, and check them.
     #[command(subcommand)]
     Receipts(operate::ReceiptsCommand),
+    /// Check a receipt that a gateway has signed: offline, and without a configuration. Exits 1 if it was changed.
+    VerifyProof {
+        /// The JSON, as it was answered.
+        file: PathBuf,
+        /// The key that it must be signed by, one of the `receipt_signers` of /v1/status.
+        #[arg(long, value_name = "ADDRESS")]
+        signer: Option<String>,
+    },
 }
 
 /// What ends the program, and the exit status it ends with.
@@ -82,6 +91,7 @@ async fn main() -> ExitCode {
         Command::Payments(command) => operate::payments(&cli.config, command).await,
         Command::Wallet(command) => operate::wallet(&cli.config, command).await,
         Command::Receipts(command) => operate::receipts(&cli.config, command).await,
+        Command::VerifyProof { file, signer } => operate::verify(&file, signer.as_deref()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -180,6 +190,10 @@ fn check_config(path: &Path) -> Result<(), Failure> {
     print!("{}", config::summary(&config));
     for relayer in chain.relayers() {
         println!("{relayer} pays the gas of top-ups.");
+    }
+    match &config.receipt_key {
+        Some(key) => println!("{} signs receipts.", attest::check_key(key)?),
+        None => println!("A key that the database keeps signs receipts: /v1/status names it."),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use crate::support::chain::TestChain;
-use crate::support::gateway::{Gateway, MODEL, micro};
+use crate::support::gateway::{Gateway, MODEL, UPSTREAM_KEY, micro};
 use crate::support::model_server::ModelServer;
 use crate::support::wallet::TestWallet;
 use crate::support::{project_root, tool};
@@ -194,7 +194,14 @@ async fn read_docs(page: &str) {
     let wallet = TestWallet::random();
     gateway.chain().mint(wallet.address(), micro("5")).await;
     let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
-    house.run(node("run_docs.mjs").arg(format!("../../docs/{page}")));
+    house.run(
+        node("run_docs.mjs")
+            .arg(format!("../../docs/{page}"))
+            .env("FAREBOX_BIN", env!("CARGO_BIN_EXE_farebox"))
+            .env("FAREBOX_CONFIG", house.gateway.config())
+            .env("FAREBOX_RELAYER_KEY", house.gateway.setup.relayer.private_key())
+            .env("UPSTREAM_KEY", UPSTREAM_KEY),
+    );
     let House { gateway, wallet, .. } = house;
     let paid = micro("5") - gateway.chain().usdc_of(wallet.address()).await;
     let path = format!("/v1/usage/{}{}", wallet.address(), gateway.sign_in(&wallet).query());
@@ -214,4 +221,14 @@ async fn the_page_for_curl() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_page_for_agents() {
     read_docs("AGENTS.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_page_of_proofs() {
+    read_docs("PROOFS.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn receipts_are_checked_by_viem_and_x402() {
+    buy_without_an_account("3", &mut node("proofs.mjs")).await;
 }

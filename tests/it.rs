@@ -24,6 +24,7 @@ mod pay_per_call;
 mod payments;
 mod prices;
 mod program;
+mod proofs;
 mod races;
 mod restore;
 mod sessions;

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::attest::AttestError;
 use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
 use crate::formats::chat::BadRequest;
@@ -112,6 +113,12 @@ impl From<BadRequest> for ApiError {
             Some(param) => api.with_param(param),
             None => api,
         }
+    }
+}
+
+impl From<AttestError> for ApiError {
+    fn from(error: AttestError) -> Self {
+        Self::unavailable(&error)
     }
 }
 

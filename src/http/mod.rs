@@ -31,6 +31,7 @@ use crate::app::App;
 
 pub use error::ApiError;
 pub use middleware::metrics_router;
+pub use requests::signed as signed_receipt;
 pub use server::serve;
 
 /// What a route asks of its caller.
@@ -61,7 +62,7 @@ fn routes() -> Routes {
         .get("/llms.txt", Access::Public, openapi::llms)
         .get("/v1/status", Access::Public, status::status)
         .get("/v1/models", Access::Public, status::models)
-        .post("/v1/topup", Access::X402, topup::topup)
+        .post(topup::PATH, Access::X402, topup::topup)
         .get("/v1/topups/{wallet}", Access::Caller, topup::list)
         .get("/v1/auth/nonce", Access::Public, session::nonce)
         .post("/v1/auth/session", Access::Siwe, session::create)
