@@ -25,6 +25,7 @@ pub mod payments;
 pub mod pricelist;
 pub mod pricing;
 pub mod providers;
+pub mod reserves;
 pub mod tasks;
 pub mod telemetry;
 

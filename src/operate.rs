@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use farebox::archive::{self, Archive, Archiver, FILE_RECEIPTS};
-use farebox::attest::{self, Attestor, Verified};
+use farebox::attest::{self, Attestor};
 use farebox::clock::{Clock, Timestamp};
 use farebox::db::{Access, Db};
 use farebox::http;
@@ -12,6 +12,7 @@ use farebox::id::{Entropy, Wallet};
 use farebox::ledger::Ledger;
 use farebox::money::MicroUsdc;
 use farebox::payments::{Journal, State};
+use farebox::reserves;
 
 use crate::{Failure, load};
 
@@ -303,25 +304,55 @@ async fn show_receipt(path: &Path, id: &str, directory: Option<&Path>) -> Result
 }
 
 /// Checks a file that a gateway signed, by nothing but what is in it and what is expected of it.
-pub fn verify(file: &Path, signer: Option<&str>) -> Result<(), Failure> {
+pub fn verify(file: &Path, signer: Option<&str>, root: Option<&str>) -> Result<(), Failure> {
     let text = std::fs::read_to_string(file)
         .map_err(|e| failure(format!("{} cannot be read: {e}", file.display())))?;
-    let verified = attest::verify(&text).map_err(|e| failure(e.to_string()))?;
-    check_signer(&verified, signer)?;
-    println!("{}: as {} signed it", verified.kind.as_str(), verified.signer);
+    let signed_by = if reserves::is_proof(&text) {
+        let proof = reserves::verify_proof(&text).map_err(|e| failure(e.to_string()))?;
+        check_root(&proof.root, root)?;
+        check_signer(proof.signer, signer)?;
+        println!(
+            "reserves {}: {} is owed {} of {} micro-USDC in all, beside {} that {} held in block {}; root {}; as {} signed it",
+            proof.number,
+            proof.wallet,
+            proof.balance,
+            proof.liabilities,
+            proof.reserves,
+            proof.pay_to,
+            proof.block_number,
+            proof.root,
+            proof.signer
+        );
+        proof.signer
+    } else {
+        let verified = attest::verify(&text).map_err(|e| failure(e.to_string()))?;
+        if let Some(expected) = root {
+            let object: serde_json::Value = serde_json::from_str(&verified.contents)?;
+            check_root(object["root"].as_str().unwrap_or("none"), Some(expected))?;
+        }
+        check_signer(verified.signer, signer)?;
+        println!("{}: as {} signed it", verified.kind.as_str(), verified.signer);
+        verified.signer
+    };
     if signer.is_none() {
-        println!("whether that is the gateway's key its /v1/status says: --signer ADDRESS compares it");
+        println!("whether {signed_by} is the gateway's key its /v1/status says: --signer compares it");
     }
     Ok(())
 }
 
-fn check_signer(verified: &Verified, expected: Option<&str>) -> Result<(), Failure> {
-    let Some(expected) = expected else { return Ok(()) };
-    let expected = wallet_of(expected)?;
-    if verified.signer != expected {
-        return Err(failure(format!("it is signed by {}, not by {expected}", verified.signer)));
+fn check_signer(signer: Wallet, expected: Option<&str>) -> Result<(), Failure> {
+    let expected = expected.map(wallet_of).transpose()?;
+    match expected.filter(|expected| *expected != signer) {
+        Some(expected) => Err(failure(format!("it is signed by {signer}, not by {expected}"))),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+fn check_root(root: &str, expected: Option<&str>) -> Result<(), Failure> {
+    match expected.filter(|expected| !root.eq_ignore_ascii_case(expected)) {
+        Some(expected) => Err(failure(format!("its root is {root}, not {expected}"))),
+        None => Ok(()),
+    }
 }
 
 fn line_of(archive: &Archive) -> String {

@@ -191,6 +191,10 @@ async fn chromium_runs_the_dapp() {
 async fn read_docs(page: &str) {
     let models = ModelServer::shared();
     let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
+    read_docs_at(gateway, page).await;
+}
+
+async fn read_docs_at(gateway: Gateway, page: &str) {
     let wallet = TestWallet::random();
     gateway.chain().mint(wallet.address(), micro("5")).await;
     let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
@@ -225,10 +229,31 @@ async fn the_page_for_agents() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_page_of_proofs() {
-    read_docs("PROOFS.md").await;
+    let models = ModelServer::shared();
+    let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
+    // Others are there already, and what they paid is final.
+    for usd in ["3", "2"] {
+        gateway.customer(usd).await;
+    }
+    for _ in 0..3 {
+        gateway.chain().rpc("evm_mine", serde_json::json!([])).await;
+    }
+    read_docs_at(gateway, "PROOFS.md").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn receipts_are_checked_by_viem_and_x402() {
     buy_without_an_account("3", &mut node("proofs.mjs")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_proof_of_reserves_is_checked_by_node() {
+    let house = House::open().await;
+    for usd in ["1", "2", "3"] {
+        house.gateway.customer(usd).await;
+    }
+    let published = house.gateway.run_with(&["audit", "--publish"]);
+    assert!(published.status.success(), "{published:?}");
+    house.run(&mut node("reserves_proof.mjs"));
+    house.gateway.audit();
 }

@@ -26,6 +26,7 @@ mod prices;
 mod program;
 mod proofs;
 mod races;
+mod reserves;
 mod restore;
 mod sessions;
 mod siwx;

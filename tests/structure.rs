@@ -46,6 +46,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("audit", &["money", "id", "db", "ledger", "chain", "payments"]),
+    ("reserves", &["money", "clock", "id", "failpoint", "db", "config", "chain", "auth", "attest"]),
     ("archive", &["money", "clock", "id", "failpoint", "db", "claims", "ledger"]),
     (
         "app",
@@ -89,6 +90,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "payments",
             "pricing",
             "providers",
+            "reserves",
             "tasks",
             "telemetry",
         ],

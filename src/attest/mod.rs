@@ -8,7 +8,7 @@
 mod statement;
 mod store;
 
-pub use statement::{Kind, Refused, Verified, report_hash, verify};
+pub use statement::{Kind, Refused, Verified, report_hash, verify, without_whitespace};
 
 use std::sync::{Arc, PoisonError, RwLock};
 

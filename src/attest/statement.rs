@@ -348,7 +348,7 @@ pub fn report_hash(reported: &str) -> String {
 }
 
 /// A JSON text without the whitespace between its parts (RFC 8259, section 2).
-fn without_whitespace(json: &str) -> String {
+pub fn without_whitespace(json: &str) -> String {
     let (mut in_string, mut is_escaped) = (false, false);
     let is_kept = |c: &char| {
         let is_space = matches!(c, ' ' | '\t' | '\n' | '\r');

@@ -17,6 +17,7 @@ use crate::limits::LimitError;
 use crate::metering::MeteringError;
 use crate::payments::PaymentError;
 use crate::providers::UpstreamError;
+use crate::reserves::ReservesError;
 
 /// An answer that is an error: `{"error":{"message","type","code","param"}}`.
 #[derive(Debug)]
@@ -118,6 +119,12 @@ impl From<BadRequest> for ApiError {
 
 impl From<AttestError> for ApiError {
     fn from(error: AttestError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<ReservesError> for ApiError {
+    fn from(error: ReservesError) -> Self {
         Self::unavailable(&error)
     }
 }

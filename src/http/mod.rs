@@ -11,6 +11,7 @@ mod middleware;
 mod openapi;
 mod purchase;
 mod requests;
+mod reserves;
 mod server;
 mod session;
 mod status;
@@ -76,6 +77,8 @@ fn routes() -> Routes {
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)
         .get("/v1/requests/{id}", Access::Caller, requests::get)
+        .get("/v1/reserves", Access::Public, reserves::latest)
+        .get("/v1/reserves/proof", Access::Caller, reserves::proof)
 }
 
 /// The gateway as a service.
