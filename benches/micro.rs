@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use divan::counter::{BytesCount, ItemsCount};
 use divan::{Bencher, black_box};
+use farebox::attest::Attestor;
 use farebox::auth::{Nonces, Purpose, SigningKey, Siwe};
 use farebox::chain::{Chain, recover};
 use farebox::clock::Clock;
@@ -26,8 +27,10 @@ use farebox::db::{Access, Db};
 use farebox::formats::chat::{ChatRequest, Forward, StreamTap};
 use farebox::formats::sse::Splitter;
 use farebox::id::{Entropy, Wallet};
+use farebox::money::MicroUsdc;
 use farebox::payments::wire::Payload;
 use farebox::pricing;
+use farebox::reserves::tree::{Leaf, fold};
 use support::TempDir;
 use support::gateway::{MODEL, Setup, UPSTREAM_KEY};
 use support::wallet::{TestWallet, header};
@@ -172,5 +175,38 @@ fn x402(bencher: Bencher<'_, '_>) {
         payload.check_offered(&config.payments).unwrap();
         let hash = payload.authorization.signing_hash(chain.domain());
         assert_eq!(recover(hash, &payload.signature), Some(payload.authorization.from.0));
+    });
+}
+
+/// A payment's receipt: read, hashed as typed data (EIP-712), signed.
+#[divan::bench]
+fn receipt(bencher: Bencher<'_, '_>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let directory = TempDir::new();
+    let config = config(&directory);
+    let attestor = runtime.block_on(async {
+        let db = Db::open(&config.database_url, Access::Serve).await.unwrap();
+        Attestor::load(&db, &Entropy, Clock::System.now(), None, 8453).await.unwrap()
+    });
+    let address = Wallet(TestWallet::random().address());
+    let contents = format!(
+        r#"{{"id":1,"object":"topup","wallet":"{address}","amount_usdc":5000000,"status":"finalized","tx_hash":"0x{0}","network":"eip155:8453","asset":"{address}","pay_to":"{address}","created_at":"2026-04-07T12:00:00.000Z","updated_at":"2026-04-07T12:00:00.000Z"}}"#,
+        "ab".repeat(32)
+    );
+    bencher.bench(|| attestor.sign(black_box(&contents)).unwrap());
+}
+
+/// A page of a published tree: 256 leaves, and what they come to.
+#[divan::bench]
+fn reserves_page(bencher: Bencher<'_, '_>) {
+    let leaf = |number: u8| Leaf {
+        wallet: Wallet([number; 20].into()),
+        balance: MicroUsdc::new(i64::from(number)),
+        salt: [number; 16],
+    };
+    let leaves: Vec<_> = (0..=u8::MAX).map(leaf).collect();
+    bencher.counter(ItemsCount::new(leaves.len())).bench(|| {
+        let nodes: Vec<_> = black_box(&leaves).iter().map(|leaf| leaf.node().unwrap()).collect();
+        fold(&nodes).unwrap()
     });
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::attest::{AttestError, Attestor};
 use crate::auth::{Keys, Nonces, Sessions, SigningKey, Siwe};
 use crate::claims::KeptAnswers;
 use crate::clock::Clock;
@@ -29,6 +30,8 @@ pub enum StartError {
     Chain(#[from] crate::chain::ChainError),
     #[error("{0}")]
     TokenMismatch(String),
+    #[error(transparent)]
+    Attest(#[from] AttestError),
     #[error("building the HTTP client: {0}")]
     Client(#[from] reqwest::Error),
 }
@@ -50,6 +53,7 @@ pub struct Parts {
     pub sessions: Sessions,
     pub keys: Keys,
     pub kept: KeptAnswers,
+    pub attestor: Attestor,
     pub metering: Metering,
     pub limits: Limits,
     /// What is for sale now. `config.catalog` is what it began with.
@@ -98,6 +102,10 @@ impl App {
         let siwe = Siwe::new(db.clone(), clock.clone(), &config.auth, chain, nonces.clone());
         let sessions = Sessions::new(db.clone(), clock.clone(), entropy.clone(), signing, &config);
         let keys = Keys::new(db.clone(), clock.clone(), entropy.clone(), config.limits.keys_per_wallet);
+        let receipt_key = config.receipt_key.as_ref();
+        let attestor =
+            Attestor::load(&db, &entropy, clock.now(), receipt_key, config.payments.chain_id).await?;
+        tracing::info!(signer = %attestor.signer(), "receipts are signed by this key");
         let catalog = LiveCatalog::new(config.catalog.clone());
         tracing::info!(prices = %config.catalog.version(), "the catalogue is served");
         let app = Self(Arc::new(Parts {
@@ -114,6 +122,7 @@ impl App {
             sessions,
             keys,
             kept,
+            attestor,
             metering,
             limits,
         }));
@@ -196,6 +205,9 @@ impl App {
         }
         if let Err(error) = self.sessions.forget_stale().await {
             tracing::warn!(%error, "forgetting stale revocations failed; it is tried again");
+        }
+        if let Err(error) = self.attestor.refresh().await {
+            tracing::warn!(%error, "reading the keys of receipts failed; it is tried again");
         }
         if let Err(error) = crate::telemetry::update_gauges(self).await {
             tracing::warn!(%error, "bringing the gauges up to date failed; it is tried again");

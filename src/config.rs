@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 
@@ -28,6 +28,8 @@ pub const DEFAULT_PATH: &str = "farebox.toml";
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
 /// The environment variable with the secret that session tokens and nonces are signed with.
 pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
+/// The environment variable with the private key that receipts are signed with.
+pub const RECEIPT_KEY: &str = "FAREBOX_RECEIPT_KEY";
 /// As many as the hash of HS256 has (RFC 7518, section 3.2).
 const MIN_SESSION_SECRET_BYTES: usize = 32;
 /// A day: what is to last longer is what API keys are for.
@@ -66,6 +68,8 @@ pub struct Config {
     pub limits: Limits,
     pub providers: Vec<Provider>,
     pub catalog: Catalog,
+    /// What receipts are signed with; `None`: the database keeps a key.
+    pub receipt_key: Option<SecretString>,
 }
 
 #[derive(Copy, Clone, PartialEq, Eq, Debug, Deserialize)]
@@ -590,6 +594,7 @@ impl File {
         if self.pricing.markup_bps > MarkupBps::MAX {
             return Err(invalid("pricing.markup_bps", "is above 100000 (+1000 %)"));
         }
+        let receipt_key = check_receipt_key(&payments.relayer_keys, env)?;
         let max_body_bytes = usize::try_from(self.max_body_mb).ok().and_then(|mb| mb.checked_mul(1 << 20));
         Ok(Config {
             listen: self.listen,
@@ -607,8 +612,19 @@ impl File {
             payments,
             providers,
             catalog: Catalog::new(offers),
+            receipt_key,
         })
     }
+}
+
+/// A key that signs transactions signs nothing else.
+fn check_receipt_key(relayer_keys: &SecretString, env: &Env) -> Result<Option<SecretString>, ConfigError> {
+    let Some(key) = env.get(RECEIPT_KEY).filter(|key| !key.is_empty()) else { return Ok(None) };
+    let plain = |key: &str| key.trim().trim_start_matches("0x").to_ascii_lowercase();
+    if relayer_keys.expose_secret().split(',').any(|relayer| plain(relayer) == plain(key)) {
+        return Err(invalid(RECEIPT_KEY, format!("must be another key than {RELAYER_KEY}")));
+    }
+    Ok(Some(SecretString::from(key.clone())))
 }
 
 impl FilePayments {

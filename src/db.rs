@@ -663,6 +663,8 @@ fn migrator(dialect: Dialect) -> Migrator {
         (10, "receipt archives", include_str!("../migrations/0010_receipt_archives.sql")),
         (20, "usage units", include_str!("../migrations/0020_usage_units.sql")),
         (30, "kept answer types", include_str!("../migrations/0030_kept_answer_types.sql")),
+        (40, "receipt keys", include_str!("../migrations/0040_receipt_keys.sql")),
+        (41, "reserves", include_str!("../migrations/0041_reserves.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

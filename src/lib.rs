@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod archive;
+pub mod attest;
 pub mod audit;
 pub mod auth;
 pub mod chain;
@@ -24,6 +25,7 @@ pub mod payments;
 pub mod pricelist;
 pub mod pricing;
 pub mod providers;
+pub mod reserves;
 pub mod tasks;
 pub mod telemetry;
 

@@ -10,13 +10,14 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use farebox::app::App;
+use farebox::attest;
 use farebox::audit;
 use farebox::chain::{Chain, TokenCheckError};
 use farebox::clock::Clock;
 use farebox::config::{self, Config, DEFAULT_PATH, RELAYER_KEY};
 use farebox::db::{Access, Db};
 use farebox::id::Entropy;
-use farebox::{http, telemetry};
+use farebox::{http, reserves, telemetry};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -43,7 +44,12 @@ enum Command {
     /// Check the configuration and print what would be served, at which billed prices.
     CheckConfig,
     /// Recompute every invariant of the books and compare them with the chain. Exits 1 on drift.
-    Audit,
+    Audit {
+        /// Where nothing is wrong, also publish what all wallets are owed and what the treasury holds: a Merkle
+        /// sum tree, in which each wallet finds its balance (GET /v1/reserves). The newest seven are kept.
+        #[arg(long)]
+        publish: bool,
+    },
     /// Read public price lists: print their models for the configuration, or compare prices with them.
     #[command(subcommand)]
     Catalog(catalogue::CatalogCommand),
@@ -56,6 +62,18 @@ enum Command {
     /// Move old receipts out of the database into files, list those files, and check them.
     #[command(subcommand)]
     Receipts(operate::ReceiptsCommand),
+    /// Check a receipt, or a wallet's proof of reserves: offline, and without a configuration. Exits 1 if anything
+    /// in it was changed.
+    VerifyProof {
+        /// The JSON, as it was answered.
+        file: PathBuf,
+        /// The key that it must be signed by, one of the `receipt_signers` of /v1/status.
+        #[arg(long, value_name = "ADDRESS")]
+        signer: Option<String>,
+        /// Of a proof of reserves: the root that it must lead to, as /v1/reserves shows it to others.
+        #[arg(long, value_name = "HASH")]
+        root: Option<String>,
+    },
 }
 
 /// What ends the program, and the exit status it ends with.
@@ -77,11 +95,14 @@ async fn main() -> ExitCode {
         Command::Serve => serve(&cli.config).await,
         Command::Init => init(&cli.config),
         Command::CheckConfig => check_config(&cli.config),
-        Command::Audit => run_audit(&cli.config).await,
+        Command::Audit { publish } => run_audit(&cli.config, publish).await,
         Command::Catalog(command) => catalogue::run(&cli.config, command).await,
         Command::Payments(command) => operate::payments(&cli.config, command).await,
         Command::Wallet(command) => operate::wallet(&cli.config, command).await,
         Command::Receipts(command) => operate::receipts(&cli.config, command).await,
+        Command::VerifyProof { file, signer, root } => {
+            operate::verify(&file, signer.as_deref(), root.as_deref())
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
@@ -181,10 +202,14 @@ fn check_config(path: &Path) -> Result<(), Failure> {
     for relayer in chain.relayers() {
         println!("{relayer} pays the gas of top-ups.");
     }
+    match &config.receipt_key {
+        Some(key) => println!("{} signs receipts.", attest::check_key(key)?),
+        None => println!("A key that the database keeps signs receipts: /v1/status names it."),
+    }
     Ok(())
 }
 
-async fn run_audit(path: &Path) -> Result<(), Failure> {
+async fn run_audit(path: &Path, publish: bool) -> Result<(), Failure> {
     let config = load(path)?;
     let db = Db::open(&config.database_url, Access::Inspect).await?;
     farebox::install_crypto();
@@ -202,5 +227,23 @@ async fn run_audit(path: &Path) -> Result<(), Failure> {
             message: "the books do not agree with themselves or the chain".into(),
         });
     }
+    if publish {
+        publish_reserves(&config, &db, &chain).await?;
+    }
+    Ok(())
+}
+
+async fn publish_reserves(config: &Config, db: &Db, chain: &Chain) -> Result<(), Failure> {
+    let holdings = reserves::holdings(chain, &config.payments).await?;
+    let published = reserves::publish(db, &Clock::System, &Entropy, holdings).await?;
+    println!(
+        "published reserves {}: {} micro-USDC owed to {} wallets, {} held in block {}, root 0x{}",
+        published.number,
+        published.liabilities,
+        published.wallets,
+        published.reserves,
+        published.block_number,
+        hex::encode(published.root)
+    );
     Ok(())
 }

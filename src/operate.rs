@@ -4,12 +4,15 @@ use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 use farebox::archive::{self, Archive, Archiver, FILE_RECEIPTS};
+use farebox::attest::{self, Attestor};
 use farebox::clock::{Clock, Timestamp};
 use farebox::db::{Access, Db};
+use farebox::http;
 use farebox::id::{Entropy, Wallet};
 use farebox::ledger::Ledger;
 use farebox::money::MicroUsdc;
 use farebox::payments::{Journal, State};
+use farebox::reserves;
 
 use crate::{Failure, load};
 
@@ -75,6 +78,16 @@ pub enum ReceiptsCommand {
         #[arg(long, default_value_t = FILE_RECEIPTS, value_parser = clap::value_parser!(i64).range(1..))]
         per_file: i64,
     },
+    /// Print a receipt as the API answers it, signed; with --dir, one that was moved into a file there too.
+    Show {
+        id: String,
+        #[arg(long, value_name = "DIR")]
+        dir: Option<PathBuf>,
+    },
+    /// List the keys that receipts are, or were, signed with.
+    Keys,
+    /// Say that somebody else may have a key that receipts were signed with: /v1/status then tells so of it.
+    RevokeKey { address: String },
     /// List the files that receipts were moved into.
     Archives,
     /// Hold the files in a directory against what the database knows of them: SHA-256, receipts, charges.
@@ -231,6 +244,21 @@ pub async fn receipts(path: &Path, command: ReceiptsCommand) -> Result<(), Failu
                 println!("there is no receipt to archive of before {}", before.rfc3339());
             }
         }
+        ReceiptsCommand::Show { id, dir } => show_receipt(path, &id, dir.as_deref()).await?,
+        ReceiptsCommand::Keys => {
+            for key in attest::known_keys(&open(path).await?).await? {
+                let revoked =
+                    key.revoked_at.map_or_else(String::new, |at| format!(", revoked {}", at.rfc3339()));
+                println!("{} since {}{revoked}", key.address, key.since.rfc3339());
+            }
+        }
+        ReceiptsCommand::RevokeKey { address } => {
+            let key = wallet_of(&address)?;
+            if !attest::revoke_key(&open(path).await?, key, Clock::System.now()).await? {
+                return Err(failure(format!("no receipt was ever signed by {key}")));
+            }
+            println!("{key} is revoked; where it is still the key that signs, set another and restart");
+        }
         ReceiptsCommand::Archives => {
             for archive in archive::list(&open(path).await?).await? {
                 println!("{}", line_of(&archive));
@@ -254,6 +282,77 @@ pub async fn receipts(path: &Path, command: ReceiptsCommand) -> Result<(), Failu
         }
     }
     Ok(())
+}
+
+async fn show_receipt(path: &Path, id: &str, directory: Option<&Path>) -> Result<(), Failure> {
+    let config = load(path)?;
+    let db = Db::open(&config.database_url, Access::Inspect).await?;
+    let ledger = Ledger::new(db.clone(), Clock::System, "operator".into());
+    let mut receipt = ledger.any_receipt(id).await?;
+    if let (None, Some(directory)) = (&receipt, directory) {
+        receipt = archive::find(&db, directory, id).await?;
+    }
+    let Some(receipt) = receipt else {
+        let place =
+            if directory.is_some() { "nor in those files" } else { "; --dir names the archive's directory" };
+        return Err(failure(format!("there is no receipt {id} in the database{place}")));
+    };
+    let (key, chain_id) = (config.receipt_key.as_ref(), config.payments.chain_id);
+    let attestor = Attestor::load(&db, &Entropy, Clock::System.now(), key, chain_id).await?;
+    println!("{}", serde_json::to_string(&http::signed_receipt(&attestor, &receipt)?)?);
+    Ok(())
+}
+
+/// Checks a file that a gateway signed, by nothing but what is in it and what is expected of it.
+pub fn verify(file: &Path, signer: Option<&str>, root: Option<&str>) -> Result<(), Failure> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| failure(format!("{} cannot be read: {e}", file.display())))?;
+    let signed_by = if reserves::is_proof(&text) {
+        let proof = reserves::verify_proof(&text).map_err(|e| failure(e.to_string()))?;
+        check_root(&proof.root, root)?;
+        check_signer(proof.signer, signer)?;
+        println!(
+            "reserves {}: {} is owed {} of {} micro-USDC in all, beside {} that {} held in block {}; root {}; as {} signed it",
+            proof.number,
+            proof.wallet,
+            proof.balance,
+            proof.liabilities,
+            proof.reserves,
+            proof.pay_to,
+            proof.block_number,
+            proof.root,
+            proof.signer
+        );
+        proof.signer
+    } else {
+        let verified = attest::verify(&text).map_err(|e| failure(e.to_string()))?;
+        if let Some(expected) = root {
+            let object: serde_json::Value = serde_json::from_str(&verified.contents)?;
+            check_root(object["root"].as_str().unwrap_or("none"), Some(expected))?;
+        }
+        check_signer(verified.signer, signer)?;
+        println!("{}: as {} signed it", verified.kind.as_str(), verified.signer);
+        verified.signer
+    };
+    if signer.is_none() {
+        println!("whether {signed_by} is the gateway's key its /v1/status says: --signer compares it");
+    }
+    Ok(())
+}
+
+fn check_signer(signer: Wallet, expected: Option<&str>) -> Result<(), Failure> {
+    let expected = expected.map(wallet_of).transpose()?;
+    match expected.filter(|expected| *expected != signer) {
+        Some(expected) => Err(failure(format!("it is signed by {signer}, not by {expected}"))),
+        None => Ok(()),
+    }
+}
+
+fn check_root(root: &str, expected: Option<&str>) -> Result<(), Failure> {
+    match expected.filter(|expected| !root.eq_ignore_ascii_case(expected)) {
+        Some(expected) => Err(failure(format!("its root is {root}, not {expected}"))),
+        None => Ok(()),
+    }
 }
 
 fn line_of(archive: &Archive) -> String {

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 use std::sync::Arc;
 
 use crate::support::chain::TestChain;
-use crate::support::gateway::{Gateway, MODEL, Setup, every_kind, every_kinds_models, micro};
+use crate::support::gateway::{Gateway, MODEL, Setup, UPSTREAM_KEY, every_kind, every_kinds_models, micro};
 use crate::support::model_server::ModelServer;
 use crate::support::wallet::TestWallet;
 use crate::support::{project_root, tool};
@@ -205,10 +205,21 @@ async fn chromium_runs_the_dapp() {
 async fn read_docs(page: &str) {
     let models = ModelServer::shared();
     let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
+    read_docs_at(gateway, page).await;
+}
+
+async fn read_docs_at(gateway: Gateway, page: &str) {
     let wallet = TestWallet::random();
     gateway.chain().mint(wallet.address(), micro("5")).await;
     let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
-    house.run(node("run_docs.mjs").arg(format!("../../docs/{page}")));
+    house.run(
+        node("run_docs.mjs")
+            .arg(format!("../../docs/{page}"))
+            .env("FAREBOX_BIN", env!("CARGO_BIN_EXE_farebox"))
+            .env("FAREBOX_CONFIG", house.gateway.config())
+            .env("FAREBOX_RELAYER_KEY", house.gateway.setup.relayer.private_key())
+            .env("UPSTREAM_KEY", UPSTREAM_KEY),
+    );
     let House { gateway, wallet, .. } = house;
     let paid = micro("5") - gateway.chain().usdc_of(wallet.address()).await;
     let path = format!("/v1/usage/{}{}", wallet.address(), gateway.sign_in(&wallet).query());
@@ -228,4 +239,35 @@ async fn the_page_for_curl() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn the_page_for_agents() {
     read_docs("AGENTS.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_page_of_proofs() {
+    let models = ModelServer::shared();
+    let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
+    // Others are there already, and what they paid is final.
+    for usd in ["3", "2"] {
+        gateway.customer(usd).await;
+    }
+    for _ in 0..3 {
+        gateway.chain().rpc("evm_mine", serde_json::json!([])).await;
+    }
+    read_docs_at(gateway, "PROOFS.md").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn receipts_are_checked_by_viem_and_x402() {
+    buy_without_an_account("3", &mut node("proofs.mjs")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_proof_of_reserves_is_checked_by_node() {
+    let house = House::open().await;
+    for usd in ["1", "2", "3"] {
+        house.gateway.customer(usd).await;
+    }
+    let published = house.gateway.run_with(&["audit", "--publish"]);
+    assert!(published.status.success(), "{published:?}");
+    house.run(&mut node("reserves_proof.mjs"));
+    house.gateway.audit();
 }

@@ -48,6 +48,8 @@ fn the_routes_are_those_of_the_contract() {
         ("/health", "GET", Access::Public),
         ("/ready", "GET", Access::Public),
         ("/v1/status", "GET", Access::Public),
+        ("/v1/reserves", "GET", Access::Public),
+        ("/v1/reserves/proof", "GET", Access::Caller),
         ("/v1/models", "GET", Access::Public),
         ("/openapi.json", "GET", Access::Public),
         ("/docs", "GET", Access::Public),
@@ -87,6 +89,13 @@ fn the_routes_are_those_of_the_contract() {
 #[tokio::test]
 async fn every_route_is_public_or_asks_who_calls() {
     let gateway = Gateway::start_with(with_media(Setup::usual())).await;
+    // Without it there are no reserves to be asked for. Of blocks that it has not made itself anvil has no state.
+    for _ in 0..3 {
+        gateway.chain().rpc("evm_mine", json!([])).await;
+    }
+    let published = gateway.run_with(&["audit", "--publish"]);
+    assert!(published.status.success(), "{published:?}");
+    assert!(gateway.run_with(&["audit", "--publish"]).status.success());
     for (method, path, access) in route_table() {
         let wallet = TestWallet::random().shown();
         let path = path.replace("{wallet}", &wallet).replace("{key_id}", "1").replace("{id}", "req_1");
@@ -205,6 +214,11 @@ async fn status_says_what_an_agent_needs_to_know() {
             "version": env!("CARGO_PKG_VERSION"), "network": "eip155:8453", "asset": USDC,
             "asset_name": "USD Coin", "asset_decimals": 6, "pay_to": gateway.setup.pay_to.to_string(),
             "markup_bps": 2000, "min_topup_usd": "1", "max_topup_usd": "10000", "payments": "ok",
+            "receipt_signer": status["receipt_signer"],
+            "receipt_signers": [{
+                "address": status["receipt_signer"], "since": status["receipt_signers"][0]["since"],
+                "revoked_at": null,
+            }],
         })
     );
 }
@@ -392,6 +406,7 @@ async fn a_payment_is_read_in_every_envelope_encoding_and_header() {
                 json!({
                     "balance_usdc": credited, "credited_usdc": 1_000_000, "wallet": wallet.shown(),
                     "tx_hash": tx_hash, "topup_id": body["topup_id"].as_i64().unwrap(),
+                    "receipt": body["receipt"],
                 })
             );
             for (header, network) in [("payment-response", "eip155:8453"), ("x-payment-response", "base")] {
@@ -580,7 +595,11 @@ async fn topups_are_listed_newest_first_in_pages() {
     let amounts: Vec<_> = rows.iter().map(|row| row["amount_usdc"].as_u64().unwrap()).collect();
     assert_eq!(amounts, [3_000_000, 2_000_000, 1_000_000]);
     for row in rows {
-        assert_eq!(members(row), ["amount_usdc", "created_at", "id", "status", "tx_hash"]);
+        let named = ["amount_usdc", "created_at", "id", "network", "status", "tx_hash", "wallet"];
+        let more = ["asset", "object", "pay_to", "signature", "updated_at"];
+        let mut all = [named.as_slice(), more.as_slice()].concat();
+        all.sort_unstable();
+        assert_eq!(members(row), all);
         assert!(matches!(row["status"].as_str(), Some("credited" | "finalized")), "{row}");
         assert_time(&row["created_at"]);
     }
@@ -954,6 +973,10 @@ async fn a_request_is_charged_as_in_the_contracts_example() {
     let reported = receipt["usage_reported"].take();
     assert_eq!(reported["prompt_tokens"], 20);
     assert_eq!(reported.get("charged_usdc"), None);
+    let hash = receipt["usage_reported_sha256"].take();
+    assert_eq!(hash.as_str().map(str::len), Some(64), "{hash}");
+    let signature = receipt.as_object_mut().unwrap().remove("signature").unwrap();
+    assert_eq!(signature["type"], "RequestReceipt");
     assert_eq!(
         receipt,
         json!({
@@ -962,7 +985,7 @@ async fn a_request_is_charged_as_in_the_contracts_example() {
             "outcome": "settled", "reason": null,
             "usage": {"prompt_tokens": 20, "cached_tokens": 0, "completion_tokens": 9, "reasoning_tokens": 0},
             "usage_units": {"prompt_tokens": 20, "completion_tokens": 9}, "unpriced_units": [],
-            "usage_reported": null,
+            "usage_reported": null, "usage_reported_sha256": null,
             "prices": {
                 "unit": "USD per 1M tokens, at cost", "prompt": "0.15", "cached_prompt": "0.075", "completion": "0.6",
                 "per_unit": {
@@ -971,8 +994,8 @@ async fn a_request_is_charged_as_in_the_contracts_example() {
                 },
                 "tiers": [], "images": [], "version": null,
             },
-            "markup_bps": 2000, "hold_usdc": null, "cost_usd": "0.0000084", "upstream_cost_usd": null,
-            "charged_usdc": 11,
+            "markup_bps": 2000, "hold_usdc": null, "cost_usd": "0.0000084", "cost_pico_usd": "8400000",
+            "upstream_cost_usd": null, "charged_usdc": 11,
         })
     );
 }
@@ -1328,8 +1351,10 @@ async fn receipts_are_the_payers_and_come_in_pages() {
         query = format!("?limit=2&cursor={cursor}");
     }
     assert_eq!(seen, ids);
-    // One read alone is the one in the list.
-    assert_eq!(gateway.receipt(&customer, &ids[0]).await, page("?limit=1").await["data"][0]);
+    // One read alone is the one in the list, and signed.
+    let mut alone = gateway.receipt(&customer, &ids[0]).await;
+    assert!(alone.as_object_mut().unwrap().remove("signature").is_some());
+    assert_eq!(alone, page("?limit=1").await["data"][0]);
 
     let stranger = gateway.customer("0").await;
     let path = format!("/v1/requests/{}", ids[0]);

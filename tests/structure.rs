@@ -25,6 +25,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("ledger", &["money", "clock", "id", "tasks", "db", "pricing", "claims"]),
     ("chain", &["money", "clock", "id", "config"]),
     ("auth", &["money", "clock", "id", "db", "config", "chain"]),
+    ("attest", &["clock", "id", "db", "config", "formats", "chain", "auth"]),
     ("payments", &["money", "clock", "id", "tasks", "failpoint", "db", "config", "ledger", "chain"]),
     ("providers", &["formats", "config"]),
     (
@@ -45,7 +46,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         ],
     ),
     ("audit", &["money", "id", "db", "ledger", "chain", "payments"]),
-    ("archive", &["money", "clock", "id", "failpoint", "db", "claims"]),
+    ("reserves", &["money", "clock", "id", "failpoint", "db", "config", "chain", "auth", "attest"]),
+    ("archive", &["money", "clock", "id", "failpoint", "db", "claims", "ledger"]),
     (
         "app",
         &[
@@ -54,6 +56,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "db",
             "id",
             "tasks",
+            "attest",
             "auth",
             "ledger",
             "limits",
@@ -73,6 +76,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
         &[
             "app",
             "archive",
+            "attest",
             "auth",
             "claims",
             "clock",
@@ -86,6 +90,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
             "payments",
             "pricing",
             "providers",
+            "reserves",
             "tasks",
             "telemetry",
         ],
@@ -98,7 +103,7 @@ const CRATE_ONLY_IN: &[(&str, &[&str])] = &[
     ("tower_http", &["http/"]),
     ("sqlx", &["db.rs", "ledger/batch/postgres_store.rs"]),
     ("rusqlite", &["db.rs", "ledger/batch/sqlite_store.rs"]),
-    ("alloy", &["chain/", "auth/siwe.rs", "payments/", "id.rs", "telemetry.rs", "audit/"]),
+    ("alloy", &["attest/", "chain/", "auth/siwe.rs", "payments/", "id.rs", "telemetry.rs", "audit/"]),
     ("clap", &["main.rs", "operate.rs", "catalogue.rs"]),
 ];
 

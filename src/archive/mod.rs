@@ -21,6 +21,7 @@ use crate::clock::{Clock, Timestamp};
 use crate::db::{Db, DbError};
 use crate::failpoint;
 use crate::id::Entropy;
+use crate::ledger::Receipt;
 use crate::money::MicroUsdc;
 
 /// Receipts in a file at most: of about 700 bytes each, a third of a gigabyte.
@@ -115,6 +116,28 @@ pub fn check(archive: &Archive, directory: &Path) -> Result<(), ArchiveError> {
         return Err(changed(format!("{receipts} receipts, {charged} micro-USDC charged, sha256 {sha256}")));
     }
     Ok(())
+}
+
+/// The receipt of an id in the files of a directory. A file is held against what the database knows of it
+/// before anything in it is believed.
+pub async fn find(db: &Db, directory: &Path, id: &str) -> Result<Option<Receipt>, ArchiveError> {
+    // As every line has it at its beginning.
+    let beginning = format!("{{\"id\":{}", serde_json::Value::from(id));
+    for archive in store::all(db).await?.iter().filter(|archive| archive.contents.is_some()) {
+        let path = directory.join(&archive.file);
+        if !path.exists() {
+            continue;
+        }
+        for text in lines_of(&path)? {
+            let text = text.map_err(in_file(&path))?;
+            if text.starts_with(&beginning) {
+                check(archive, directory)?;
+                let line = read_line(&text).map_err(|e| in_file(&path)(e.into()))?;
+                return Ok(Some(store::receipt_of(db, line).await?));
+            }
+        }
+    }
+    Ok(None)
 }
 
 /// Makes archives, of a database, in a directory. One at a time: it is locked.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::archive::{Archive, Contents};
 use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
+use crate::ledger::{Receipt, read_receipt};
 use crate::money::MicroUsdc;
 
 /// A receipt's whole row, by the names of its columns: what a line of a file is.
@@ -156,6 +157,42 @@ const ADD_SPENDING: &str = "INSERT INTO archived_spending (api_key_id, day, spen
      GROUP BY api_key_id, created_at_ms / 86400000
      ON CONFLICT (api_key_id, day) DO UPDATE
      SET spent_micro = archived_spending.spent_micro + excluded.spent_micro";
+
+/// The receipt that a line is, read as if its row were still in the table.
+pub async fn receipt_of(db: &Db, line: Line) -> Result<Receipt, DbError> {
+    let row = db
+        .row(
+            "SELECT CAST($1 AS TEXT) AS id, CAST($2 AS TEXT) AS wallet, CAST($3 AS BIGINT) AS api_key_id,
+                    CAST($4 AS TEXT) AS outcome, CAST($5 AS TEXT) AS reason, CAST($6 AS BIGINT) AS hold_micro,
+                    CAST($7 AS BIGINT) AS charged_micro, CAST($8 AS BIGINT) AS cost_pico,
+                    CAST($9 AS BIGINT) AS prompt_tokens, CAST($10 AS BIGINT) AS cached_tokens,
+                    CAST($11 AS BIGINT) AS completion_tokens, CAST($12 AS TEXT) AS usage_raw,
+                    CAST($13 AS TEXT) AS usage_units, CAST($14 AS BIGINT) AS upstream_cost_pico,
+                    CAST($15 AS TEXT) AS terms, CAST($16 AS BIGINT) AS created_at_ms,
+                    CAST($17 AS BIGINT) AS ended_at_ms",
+            args![
+                line.id,
+                line.wallet,
+                line.api_key_id,
+                line.outcome,
+                line.reason,
+                line.hold_micro,
+                line.charged_micro,
+                line.cost_pico,
+                line.prompt_tokens,
+                line.cached_tokens,
+                line.completion_tokens,
+                line.usage_raw,
+                line.usage_units,
+                line.upstream_cost_pico,
+                line.terms,
+                line.created_at_ms,
+                line.ended_at_ms
+            ],
+        )
+        .await?;
+    read_receipt(&row.ok_or_else(|| DbError::Corrupt("a query of one row has none".into()))?)
+}
 
 pub async fn all(db: &Db) -> Result<Vec<Archive>, DbError> {
     db.rows("SELECT * FROM receipt_archives ORDER BY id", args![]).await?.iter().map(read_archive).collect()

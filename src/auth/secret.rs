@@ -12,6 +12,19 @@ use crate::id::Entropy;
 /// What the database calls it.
 const NAME: &str = "session";
 
+/// The secret that the database keeps under a name: this one, if there was none.
+pub async fn keep_secret(
+    db: &Db,
+    name: &'static str,
+    drawn: &str,
+    now: Timestamp,
+) -> Result<String, DbError> {
+    let mut tx = db.begin().await?;
+    let kept = store::keep_secret(&mut tx, name, drawn, now).await?;
+    tx.commit().await?;
+    Ok(kept)
+}
+
 /// Signs by HMAC-SHA-256 (RFC 2104).
 #[derive(Clone)]
 pub struct SigningKey(Hmac<Sha256>);
@@ -29,9 +42,7 @@ impl SigningKey {
             return Ok(Self::new(secret.expose_secret().as_bytes()));
         }
         let drawn = hex::encode(entropy.bytes::<32>());
-        let mut tx = db.begin().await?;
-        let kept = store::keep_secret(&mut tx, NAME, &drawn, now).await?;
-        tx.commit().await?;
+        let kept = keep_secret(db, NAME, &drawn, now).await?;
         let secret = hex::decode(kept).ok().filter(|secret| secret.len() == 32);
         let secret = secret.ok_or_else(|| DbError::Corrupt("the secret of sessions".into()))?;
         Ok(Self::new(&secret))

@@ -83,6 +83,14 @@ pub struct Block {
     pub timestamp: u64,
 }
 
+/// What an account holds of the token in a block that will not be undone.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct FinalBalance {
+    pub block: Block,
+    pub block_hash: B256,
+    pub balance: U256,
+}
+
 /// A transfer by authorization, as the chain's logs have it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct FoundTransfer {
@@ -239,6 +247,17 @@ impl Chain {
 
     pub async fn token_balance(&self, wallet: Wallet) -> Result<U256, ChainError> {
         self.read_token(&usdc::balanceOfCall { account: wallet.0 }).await
+    }
+
+    /// What a wallet holds in the newest final block. The block is named by its hash when it is asked
+    /// (EIP-1898), so that the balance is that block's and no other's.
+    pub async fn final_balance(&self, wallet: Wallet) -> Result<FinalBalance, ChainError> {
+        let block = self.finalized().await?;
+        let gone = || ChainError::Nonsense(format!("there is no block {} that was final", block.number));
+        let block_hash = self.block_hash(block.number).await?.ok_or_else(gone)?;
+        let call = usdc::balanceOfCall { account: wallet.0 };
+        let balance = self.read_token_at(&call, BlockId::hash(block_hash)).await?;
+        Ok(FinalBalance { block, block_hash, balance })
     }
 
     /// What a wallet holds once what waits to be mined is, the block that nonces are read at too: the

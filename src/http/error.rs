@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use schemars::JsonSchema;
 use serde::Serialize;
 
+use crate::attest::AttestError;
 use crate::auth::{KeyError, SessionError, SiweError, SiwxError};
 use crate::db::DbError;
 use crate::formats::conversation::ClientFormat;
@@ -18,6 +19,7 @@ use crate::limits::LimitError;
 use crate::metering::MeteringError;
 use crate::payments::PaymentError;
 use crate::providers::UpstreamError;
+use crate::reserves::ReservesError;
 
 /// An answer that is an error: `{"error":{"message","type","code","param"}}`.
 #[derive(Debug)]
@@ -132,6 +134,18 @@ impl From<BadRequest> for ApiError {
             Some(param) => api.with_param(param),
             None => api,
         }
+    }
+}
+
+impl From<AttestError> for ApiError {
+    fn from(error: AttestError) -> Self {
+        Self::unavailable(&error)
+    }
+}
+
+impl From<ReservesError> for ApiError {
+    fn from(error: ReservesError) -> Self {
+        Self::unavailable(&error)
     }
 }
 

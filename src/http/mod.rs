@@ -12,6 +12,7 @@ mod middleware;
 mod openapi;
 mod purchase;
 mod requests;
+mod reserves;
 mod server;
 mod session;
 mod status;
@@ -32,6 +33,7 @@ use crate::app::App;
 
 pub use error::ApiError;
 pub use middleware::metrics_router;
+pub use requests::signed as signed_receipt;
 pub use server::serve;
 
 /// What a route asks of its caller.
@@ -62,7 +64,7 @@ fn routes() -> Routes {
         .get("/llms.txt", Access::Public, openapi::llms)
         .get("/v1/status", Access::Public, status::status)
         .get("/v1/models", Access::Public, status::models)
-        .post("/v1/topup", Access::X402, topup::topup)
+        .post(topup::PATH, Access::X402, topup::topup)
         .get("/v1/topups/{wallet}", Access::Caller, topup::list)
         .get("/v1/auth/nonce", Access::Public, session::nonce)
         .post("/v1/auth/session", Access::Siwe, session::create)
@@ -85,6 +87,8 @@ fn routes() -> Routes {
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)
         .get("/v1/requests/{id}", Access::Caller, requests::get)
+        .get("/v1/reserves", Access::Public, reserves::latest)
+        .get("/v1/reserves/proof", Access::Caller, reserves::proof)
 }
 
 /// The gateway as a service.

@@ -21,6 +21,7 @@ use crate::http::media::{EMBEDDINGS, IMAGE_EDITS, IMAGES, SPEECH, TRANSCRIPTIONS
 use crate::http::{Access, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage};
 use crate::pricing::{ModelKind, Unit};
+use crate::reserves::{ProofBody, ReservesBody};
 
 /// The page loads nothing and runs nothing.
 const PAGE_POLICY: &str =
@@ -213,6 +214,14 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("GET", "/v1/requests/{id}") => new("One receipt")
             .answers::<requests::ReceiptBody>(schemas, 200, "The receipt")
             .errors(&[404, 410]),
+        ("GET", "/v1/reserves") => {
+            new("What all wallets are owed and what the treasury holds, as published last")
+                .answers::<ReservesBody>(schemas, 200, "Signed")
+                .errors(&[404, 503])
+        }
+        ("GET", "/v1/reserves/proof") => new("That the wallet's balance is among what was published")
+            .answers::<ProofBody>(schemas, 200, "Its leaf, and the branch from there to the root")
+            .errors(&[404]),
         _ => return None,
     })
 }

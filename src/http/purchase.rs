@@ -3,7 +3,7 @@
 //! request leaves of it stays that wallet's.
 
 use axum::extract::FromRequestParts;
-use axum::http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
@@ -61,6 +61,8 @@ pub struct Sale<'a> {
 
 /// A request that is paid for, as far as its wallet's balance goes.
 pub struct Purchase {
+    /// Where it was made.
+    path: &'static str,
     pub principal: Principal,
     pub claim: Option<Claim>,
     /// The payment that came with it.
@@ -95,7 +97,7 @@ impl Sale<'_> {
             Buyer::Known(principal) => {
                 let claim = idempotency_key(headers)?
                     .map(|key| Claim::of_key(key, claims::request_hash(self.path, &self.pieces)));
-                Ok(Ok(Purchase { principal, claim, payment: None, is_stand_in: false }))
+                Ok(Ok(Purchase { path: self.path, principal, claim, payment: None, is_stand_in: false }))
             }
             Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
             Buyer::Payer(payload) => self.to_payer(app, &payload, limit).await,
@@ -142,7 +144,13 @@ impl Sale<'_> {
         if payment.state.is_credited() {
             let principal = Principal::of_wallet(payment.authorization.from);
             let claim = Some(Claim::of_payment(payment.id, hash));
-            return Ok(Ok(Purchase { principal, claim, payment: Some(payment), is_stand_in }));
+            return Ok(Ok(Purchase {
+                path: self.path,
+                principal,
+                claim,
+                payment: Some(payment),
+                is_stand_in,
+            }));
         }
         if payment.state.status() == "pending" {
             return Ok(Err(pending(app, &payment)));
@@ -216,9 +224,14 @@ impl Sale<'_> {
 impl Purchase {
     /// Adds the receipt of the payment, if one came with the request.
     pub fn with_receipt(&self, app: &App, response: Response) -> Response {
-        match &self.payment {
-            Some(payment) => x402::with_receipt(app, response, payment, Ok(())),
-            None => response,
+        let Some(payment) = &self.payment else { return response };
+        // What is signed says that the payer was served: of a stream nobody knows that yet.
+        let media = response.headers().get(CONTENT_TYPE).map(HeaderValue::as_bytes);
+        let is_stream = media.is_some_and(|media| media.starts_with(b"text/event-stream"));
+        if response.status().is_success() && !is_stream {
+            x402::with_signed_receipt(app, response, payment, self.path)
+        } else {
+            x402::with_receipt(app, response, payment, Ok(()))
         }
     }
 

@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::archive;
+use crate::attest::{self, AttestError, Attestor, Signature};
 use crate::clock::Timestamp;
 use crate::http::extract::{Caller, Page, PathText};
 use crate::http::{ApiError, json};
@@ -35,7 +36,7 @@ pub async fn get(
     caller: Caller,
 ) -> Result<Response, ApiError> {
     if let Some(receipt) = app.ledger.receipt(caller.0.wallet, &id).await? {
-        return Ok(json(StatusCode::OK, &render(&receipt)));
+        return Ok(json(StatusCode::OK, &signed(&app.attestor, &receipt)?));
     }
     let archived_before = archive::archived_before(&app.db).await?;
     let began = id::time_of_request(&id).map(Timestamp::from_millis);
@@ -64,6 +65,18 @@ fn parse_cursor(cursor: &str) -> Option<(Timestamp, String)> {
 /// What a request used, at which prices, what it cost and what was charged for it.
 #[derive(Serialize, JsonSchema)]
 pub struct ReceiptBody {
+    #[serde(flatten)]
+    contents: ReceiptContents,
+    /// The upstream's own words, byte for byte.
+    usage_reported: Option<Box<RawValue>>,
+    /// The gateway's, of all but `usage_reported`; in lists there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    signature: Option<Signature>,
+}
+
+/// What is signed of a receipt.
+#[derive(Serialize, JsonSchema)]
+struct ReceiptContents {
     id: String,
     object: &'static str,
     wallet: String,
@@ -81,8 +94,8 @@ pub struct ReceiptBody {
     usage_units: Usage,
     /// The units of these that had no price: charged as text where they are tokens, else not at all.
     unpriced_units: Vec<&'static str>,
-    /// The upstream's own words, byte for byte.
-    usage_reported: Option<Box<RawValue>>,
+    /// Of `usage_reported`, hex; null where that is.
+    usage_reported_sha256: Option<String>,
     prices: PricesBody,
     /// Basis points added to cost.
     markup_bps: u32,
@@ -90,6 +103,8 @@ pub struct ReceiptBody {
     hold_usdc: i64,
     /// USD, a decimal.
     cost_usd: String,
+    /// The same, exactly: millionths of a millionth of a USD, a whole number.
+    cost_pico_usd: String,
     /// What the upstream said that it charges, USD; null where it did not say.
     upstream_cost_usd: Option<String>,
     /// Micro-USDC.
@@ -150,11 +165,20 @@ pub struct ReceiptList {
     archived_before: Option<String>,
 }
 
+/// A receipt with the gateway's signature.
+pub fn signed(attestor: &Attestor, receipt: &Receipt) -> Result<ReceiptBody, AttestError> {
+    let body = render(receipt);
+    let contents =
+        serde_json::to_string(&body.contents).map_err(|e| AttestError::NotAStatement(e.to_string()))?;
+    Ok(ReceiptBody { signature: Some(attestor.sign(&contents)?), ..body })
+}
+
 fn render(receipt: &Receipt) -> ReceiptBody {
     let terms = &receipt.terms;
     let usage = &receipt.usage;
     let unpriced = terms.prices.unpriced_in(usage);
-    ReceiptBody {
+    let usage_reported = receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok());
+    let contents = ReceiptContents {
         id: receipt.id.clone(),
         object: "request",
         wallet: receipt.wallet.to_string(),
@@ -172,16 +196,18 @@ fn render(receipt: &Receipt) -> ReceiptBody {
         },
         usage_units: *usage,
         unpriced_units: unpriced.iter().map(Unit::counted_key).collect(),
-        usage_reported: receipt.usage_raw.clone().and_then(|raw| RawValue::from_string(raw).ok()),
+        usage_reported_sha256: usage_reported.as_ref().map(|reported| attest::report_hash(reported.get())),
         prices: prices_body(terms),
         markup_bps: terms.markup_bps,
         hold_usdc: receipt.hold.get(),
         cost_usd: receipt.cost.to_usd(),
+        cost_pico_usd: receipt.cost.get().to_string(),
         upstream_cost_usd: receipt.upstream_cost.map(PicoUsd::to_usd),
         charged_usdc: receipt.charged.get(),
         created_at: receipt.created_at.rfc3339(),
         ended_at: receipt.ended_at.rfc3339(),
-    }
+    };
+    ReceiptBody { contents, usage_reported, signature: None }
 }
 
 fn prices_body(terms: &Terms) -> PricesBody {

@@ -11,6 +11,8 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 
 use crate::app::App;
+use crate::attest::KnownKey;
+use crate::clock::Timestamp;
 use crate::http::json;
 use crate::payments::{ChainHealth, RelayerGas};
 use crate::pricing::{ModelKind, Offer, Unit};
@@ -85,6 +87,19 @@ pub struct Status {
     max_topup_usd: String,
     /// `ok`, or `unavailable`.
     payments: &'static str,
+    /// The address of the key that receipts are signed with now.
+    receipt_signer: String,
+    /// That, and those of before, newest first: what they have signed is the gateway's too.
+    receipt_signers: Vec<ReceiptSigner>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct ReceiptSigner {
+    address: String,
+    /// RFC 3339: when it was first used.
+    since: String,
+    /// RFC 3339. Somebody else may have this key: what it signs is worth nothing any more. Null for all others.
+    revoked_at: Option<String>,
 }
 
 /// What an agent needs to know before it pays.
@@ -102,8 +117,18 @@ pub async fn status(State(app): State<App>) -> Response {
         min_topup_usd: payments.min_topup.to_usd(),
         max_topup_usd: payments.max_topup.to_usd(),
         payments: if up { "ok" } else { "unavailable" },
+        receipt_signer: app.attestor.signer().to_string(),
+        receipt_signers: app.attestor.known_keys().into_iter().map(receipt_signer).collect(),
     };
     json(StatusCode::OK, &body)
+}
+
+fn receipt_signer(key: KnownKey) -> ReceiptSigner {
+    ReceiptSigner {
+        address: key.address.to_string(),
+        since: key.since.rfc3339(),
+        revoked_at: key.revoked_at.map(Timestamp::rfc3339),
+    }
 }
 
 #[derive(Serialize, JsonSchema)]

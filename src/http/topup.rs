@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::app::App;
+use crate::attest::{AttestError, Attestor, Kind, Signature};
 use crate::http::extract::{Caller, Page, PathText, SmallBody, wallet_in_path};
 use crate::http::limits::Limit;
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement, payment_identifier_extension};
 use crate::payments::{Payment, PaymentError};
+
+pub const PATH: &str = "/v1/topup";
 
 /// A top-up that is credited. Amounts are micro-USDC.
 #[derive(Serialize, JsonSchema)]
@@ -25,6 +28,8 @@ pub struct Credited {
     wallet: String,
     tx_hash: String,
     topup_id: i64,
+    /// What can be shown to others, as `GET /v1/topups/{wallet}` has it.
+    receipt: Topup,
 }
 
 /// A payment that is on its way: the same one, sent again, tells what became of it.
@@ -46,16 +51,35 @@ pub struct TopupList {
     next_cursor: Option<String>,
 }
 
+/// A payment, where it stands, and the gateway's signature of that.
 #[derive(Serialize, JsonSchema)]
 struct Topup {
+    #[serde(flatten)]
+    contents: TopupContents,
+    signature: Signature,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct TopupContents {
     id: i64,
+    object: &'static str,
+    /// The payer.
+    wallet: String,
     /// Micro-USDC.
     amount_usdc: i64,
     /// `pending`, `credited`, `finalized`, `failed` or `reversed`.
     status: &'static str,
     tx_hash: Option<String>,
+    /// CAIP-2.
+    network: String,
+    /// The token.
+    asset: String,
+    /// Where it went.
+    pay_to: String,
     /// RFC 3339.
     created_at: String,
+    /// RFC 3339: when it came to this.
+    updated_at: String,
 }
 
 pub async fn topup(
@@ -101,20 +125,36 @@ pub async fn list(
     let before = page.parse_cursor(|cursor| cursor.parse().ok())?;
     let mut payments = app.payments.of_wallet(wallet, before, page.rows()).await?;
     let next_cursor = page.cut(&mut payments, |payment| payment.id.to_string());
-    let row = |payment: Payment| Topup {
-        id: payment.id,
-        amount_usdc: payment.value.get(),
-        status: payment.state.status(),
-        tx_hash: payment.tx_hash,
-        created_at: payment.created_at.rfc3339(),
-    };
+    let attestor = app.attestor.clone();
+    // A hundred signatures take as many tenths of a millisecond, for which others should not wait.
+    let signed = tokio::task::spawn_blocking(move || {
+        payments.iter().map(|payment| signed(&attestor, payment)).collect::<Result<_, _>>()
+    });
     let body = TopupList {
         wallet: wallet.to_string(),
         network: app.config.payments.network(),
-        topups: payments.into_iter().map(row).collect(),
+        topups: signed.await.map_err(|e| ApiError::unavailable(&e))??,
         next_cursor,
     };
     Ok(json(StatusCode::OK, &body))
+}
+
+fn signed(attestor: &Attestor, payment: &Payment) -> Result<Topup, AttestError> {
+    let contents = TopupContents {
+        id: payment.id,
+        object: Kind::PaymentReceipt.object(),
+        wallet: payment.authorization.from.to_string(),
+        amount_usdc: payment.value.get(),
+        status: payment.state.status(),
+        tx_hash: payment.tx_hash.clone(),
+        network: payment.network(),
+        asset: payment.asset.to_string(),
+        pay_to: payment.authorization.to.to_string(),
+        created_at: payment.created_at.rfc3339(),
+        updated_at: payment.updated_at.rfc3339(),
+    };
+    let text = serde_json::to_string(&contents).map_err(|e| AttestError::NotAStatement(e.to_string()))?;
+    Ok(Topup { signature: attestor.sign(&text)?, contents })
 }
 
 /// The body's `amount`, exactly as it is written; `None` for an empty body.
@@ -153,7 +193,7 @@ fn invalid_amount(app: &App) -> ApiError {
 
 /// What a top-up of an amount asks for.
 fn terms(app: &App, amount: MicroUsdc) -> Requirement {
-    let terms = x402::requirement(app, "/v1/topup", "Top up the paying wallet's Farebox balance", amount);
+    let terms = x402::requirement(app, PATH, "Top up the paying wallet's Farebox balance", amount);
     Requirement { extensions: Some(x402::extensions([payment_identifier_extension()])), ..terms }
 }
 
@@ -184,8 +224,9 @@ async fn report(
             wallet: wallet.to_string(),
             tx_hash: payment.tx_hash.clone().unwrap_or_default(),
             topup_id: payment.id,
+            receipt: signed(&app.attestor, payment)?,
         };
-        return Ok(x402::with_receipt(app, json(StatusCode::OK, &body), payment, Ok(())));
+        return Ok(x402::with_signed_receipt(app, json(StatusCode::OK, &body), payment, PATH));
     }
     if payment.state.status() == "pending" {
         let body = Pending { status: "pending", topup_id: payment.id, tx_hash: payment.tx_hash.clone() };

@@ -6,11 +6,14 @@ use axum::response::Response;
 use serde_json::Value;
 
 use crate::app::App;
+use crate::attest::X402Receipt;
 use crate::http::extract::single;
 use crate::http::{ApiError, json, names, set_header};
 use crate::money::MicroUsdc;
 use crate::payments::Payment;
-use crate::payments::wire::{Reason, Requirement, SettlementResponse, encode_header};
+use crate::payments::wire::{
+    Reason, Requirement, SettlementResponse, encode_header, offer_receipt_extension,
+};
 
 /// The payment, under either of its headers.
 pub fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
@@ -25,8 +28,13 @@ pub fn payment_header(headers: &HeaderMap) -> Result<Option<&[u8]>, ApiError> {
 
 /// What is asked for at one of our paths.
 pub fn requirement(app: &App, path: &str, description: &'static str, amount: MicroUsdc) -> Requirement {
+    Requirement { amount, resource: resource(app, path), description, extensions: None }
+}
+
+/// The absolute URL of one of our paths.
+fn resource(app: &App, path: &str) -> String {
     let base = app.config.public_url.as_str().trim_end_matches('/');
-    Requirement { amount, resource: format!("{base}{path}"), description, extensions: None }
+    format!("{base}{path}")
 }
 
 /// x402's extensions that the terms declare, by their names.
@@ -59,11 +67,40 @@ pub fn payment_required(
     response
 }
 
+/// Adds what became of a payment to an answer, in the headers of both versions.
 pub fn with_receipt(
+    app: &App,
+    response: Response,
+    payment: &Payment,
+    outcome: Result<(), Reason>,
+) -> Response {
+    with_settlement(app, response, payment, outcome, None)
+}
+
+/// The same of a payment that bought what is answered: with a receipt that the gateway signs.
+pub fn with_signed_receipt(app: &App, response: Response, payment: &Payment, path: &str) -> Response {
+    let network = payment.network();
+    let signed = app.attestor.x402_receipt(&X402Receipt {
+        network: &network,
+        resource_url: &resource(app, path),
+        payer: payment.authorization.from,
+        // Fixed, so that a payment has one receipt however often it is asked for.
+        issued_at: payment.created_at,
+        transaction: payment.tx_hash.as_deref().unwrap_or_default(),
+    });
+    // Without it the answer is whole all the same.
+    let signed =
+        signed.inspect_err(|error| tracing::error!(%error, "a payment's receipt is not signed")).ok();
+    let signed = signed.map(|receipt| extensions([offer_receipt_extension(&receipt)]));
+    with_settlement(app, response, payment, Ok(()), signed)
+}
+
+fn with_settlement(
     app: &App,
     mut response: Response,
     payment: &Payment,
     outcome: Result<(), Reason>,
+    extensions: Option<Value>,
 ) -> Response {
     let payments = &app.config.payments;
     let receipt = SettlementResponse {
@@ -71,6 +108,7 @@ pub fn with_receipt(
         tx_hash: payment.tx_hash.as_deref().unwrap_or_default(),
         payer: payment.authorization.from.to_string(),
         amount: payment.value,
+        extensions,
     };
     set_header(&mut response, names::PAYMENT_RESPONSE, &encode_header(&receipt.v2(payments)));
     set_header(&mut response, names::X_PAYMENT_RESPONSE, &encode_header(&receipt.v1(payments)));

@@ -394,6 +394,11 @@ impl Ledger {
         Ok(store::receipt_of(&self.0.db, wallet, id).await?)
     }
 
+    /// The receipt of an id, whosever it is.
+    pub async fn any_receipt(&self, id: &str) -> Result<Option<Receipt>, LedgerError> {
+        Ok(store::receipt(&self.0.db, id).await?)
+    }
+
     /// Receipts of a wallet, newest first, older than `before` (a receipt's time and id).
     pub async fn receipts(
         &self,

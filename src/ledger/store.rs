@@ -197,6 +197,11 @@ pub async fn receipt_of(db: &Db, wallet: Wallet, id: &str) -> Result<Option<Rece
     row.as_ref().map(read_receipt).transpose()
 }
 
+pub async fn receipt(db: &Db, id: &str) -> Result<Option<Receipt>, DbError> {
+    let row = db.row("SELECT * FROM receipts WHERE id = $1", args![id]).await?;
+    row.as_ref().map(read_receipt).transpose()
+}
+
 pub async fn receipts_of(
     db: &Db,
     wallet: Wallet,

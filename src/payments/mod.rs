@@ -52,6 +52,8 @@ const SLOW_SECONDS: i64 = 600;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payment {
     pub id: i64,
+    pub chain_id: u64,
+    pub asset: Wallet,
     pub authorization: Authorization,
     pub value: MicroUsdc,
     pub signature: Vec<u8>,
@@ -82,6 +84,13 @@ pub enum State {
     Expired,
     Cancelled,
     Reorged,
+}
+
+impl Payment {
+    /// The network as CAIP-2 spells it.
+    pub fn network(&self) -> String {
+        format!("eip155:{}", self.chain_id)
+    }
 }
 
 impl State {

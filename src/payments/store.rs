@@ -417,6 +417,9 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
     };
     Ok(Payment {
         id: row.int("id")?,
+        chain_id: u64::try_from(row.int("chain_id")?)
+            .map_err(|_| DbError::Corrupt("chain_id below zero".into()))?,
+        asset: row.wallet("asset")?,
         authorization: Authorization {
             from: row.wallet("from_wallet")?,
             to: row.wallet("to_wallet")?,

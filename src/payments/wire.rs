@@ -212,6 +212,8 @@ pub struct SettlementResponse<'a> {
     pub tx_hash: &'a str,
     pub payer: String,
     pub amount: MicroUsdc,
+    /// x402's extensions to it, by their names.
+    pub extensions: Option<Value>,
 }
 
 impl SettlementResponse<'_> {
@@ -234,8 +236,31 @@ impl SettlementResponse<'_> {
         if let Err(reason) = self.outcome {
             receipt["errorReason"] = reason.code().into();
         }
+        if let Some(extensions) = &self.extensions {
+            receipt["extensions"] = extensions.clone();
+        }
         receipt
     }
+}
+
+/// What a settlement's answer holds at `extensions["offer-receipt"]`: the receipt that a gateway has signed
+/// (specs/extensions/extension-offer-and-receipt.md).
+pub fn offer_receipt_extension(receipt: &Value) -> (&'static str, Value) {
+    let schema = json!({
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {"receipt": {
+            "type": "object",
+            "properties": {
+                "format": {"type": "string"},
+                "payload": {"type": "object"},
+                "signature": {"type": "string"},
+            },
+            "required": ["format", "signature"],
+        }},
+        "required": ["receipt"],
+    });
+    ("offer-receipt", json!({"info": {"receipt": receipt}, "schema": schema}))
 }
 
 /// A JSON value as x402's headers carry it: standard base64, padded.

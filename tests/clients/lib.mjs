@@ -1,4 +1,9 @@
 // What the client programs share. Each takes everything from the environment and exits 0 only if every check held.
+import { execFileSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { createPublicClient, erc20Abi, http, parseUnits } from "viem";
 import { privateKeyToAccount } from "viem/accounts";
 import { base } from "viem/chains";
@@ -111,4 +116,41 @@ export async function checkTopup({ response, body, receipt, paidMicro, before })
   same("the receipt's transaction", receipt.transaction, body.tx_hash);
   same("the receipt's payer", receipt.payer, account.address);
   same("the wallet's USDC on the chain fell by", before - (await usdcOf(account.address)), paidMicro);
+}
+
+/** What the files that docs/PROOFS.md shows export, as its readers have them. */
+export async function fromTheDocuments(...files) {
+  const directory = mkdtempSync(join(tmpdir(), "farebox-proofs-"));
+  try {
+    execFileSync("node", ["run_docs.mjs", "--files", "../../docs/PROOFS.md", directory]);
+    const modules = await Promise.all(files.map((file) => import(join(directory, file))));
+    return Object.assign({}, ...modules);
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/**
+ * Changes each byte of a text, one bit of it at a time, and has it checked: how many changes were seen, and which were
+ * not. One that leaves the `meaning` as it is, is none.
+ */
+export async function changes(text, isGood, meaning) {
+  const bytes = Buffer.from(text);
+  const original = meaning(JSON.parse(text));
+  const unseen = [];
+  let seen = 0;
+  for (let at = 0; at < bytes.length; at++) {
+    const changed = Buffer.from(bytes);
+    changed[at] ^= 1 << at % 7;
+    try {
+      const said = JSON.parse(changed);
+      if (isDeepStrictEqual(meaning(said), original)) continue;
+      if (await isGood(said)) unseen.push(`${at}: ${changed.subarray(Math.max(0, at - 20), at + 20)}`);
+      else seen++;
+    } catch {
+      // No JSON any more, or no signature.
+      seen++;
+    }
+  }
+  return { seen, unseen };
 }

@@ -5,6 +5,8 @@
 //   run_docs.mjs PAGE               FAREBOX_URL RPC_URL WALLET_KEY MODEL [CLIENTS_PYTHON]
 //   run_docs.mjs --files PAGE DIR   only writes the page's files to DIR, where they can be run
 //
+// With FAREBOX_BIN and FAREBOX_CONFIG the operator's command `farebox` is there as well.
+//
 // SHOW=1 prints what the commands printed, to copy into the page from.
 //
 // How a page is written, to what model_server.mjs answers and what that costs:
@@ -15,12 +17,13 @@
 //
 //   <!-- expect: 402 -->     beneath commands: their standard output has this text, or matches this /regex/. Commands
 //                            that print anything need one
+//   <!-- files of: CURL.md --> on a line of its own: the files that another page shows are there too
 //   <!-- mine after: 402 --> beneath commands: the chain makes no block until they have printed this. Not for a chain
 //                            that others use
 import { spawn } from "node:child_process";
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import { check, env } from "./lib.mjs";
 
@@ -47,6 +50,12 @@ function blocksOf(page) {
     blocks.push(block);
   }
   return blocks;
+}
+
+/** The files of the pages that a page refers to. */
+function filesOfOthers(page) {
+  const pages = [...readFileSync(page, "utf8").matchAll(/^<!-- files of: (\S+) -->$/gm)];
+  return pages.flatMap(([, other]) => blocksOf(join(dirname(page), other)).filter(({ file }) => file));
 }
 
 function checkPage(page, blocks) {
@@ -155,11 +164,17 @@ async function runPage(page, directory) {
   const home = join(directory, "reader");
   const bin = join(directory, "bin");
   for (const made of [home, bin]) mkdirSync(made);
-  writeFiles(blocks, home);
+  writeFiles([...filesOfOthers(page), ...blocks], home);
   // A virtual environment's python knows itself by its path: called by another name it would find no packages.
   const python = process.env.CLIENTS_PYTHON ?? fileURLToPath(new URL("../../build/venv/bin/python", import.meta.url));
   writeFileSync(join(bin, "python3"), `#!/bin/sh\nexec "${python}" "$@"\n`);
   chmodSync(join(bin, "python3"), 0o755);
+  if (process.env.FAREBOX_BIN) {
+    const secrets = ["FAREBOX_RELAYER_KEY", "UPSTREAM_KEY"].map((name) => `${name}='${env(name)}' `).join("");
+    const command = `exec "${env("FAREBOX_BIN")}" --config "${env("FAREBOX_CONFIG")}" "$@"`;
+    writeFileSync(join(bin, "farebox"), `#!/bin/sh\n${secrets}${command}\n`);
+    chmodSync(join(bin, "farebox"), 0o755);
+  }
 
   // What a reader has: nothing of this program's own environment that a page might lean on unsaid.
   const variables = { HOME: home, PATH: `${bin}:${process.env.PATH}`, LANG: "C.UTF-8" };

@@ -277,7 +277,12 @@ impl Gateway {
 
     /// Runs `farebox ARGS` on this gateway's configuration.
     pub fn run_with(&self, args: &[&str]) -> Output {
-        command(&self.setup, self.directory.path(), args).output().unwrap()
+        self.command(args).output().unwrap()
+    }
+
+    /// `farebox ARGS` on this gateway's configuration, not yet run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        command(&self.setup, self.directory.path(), args)
     }
 
     /// `farebox audit`, which must find no drift and leave nothing out.
