@@ -89,6 +89,8 @@ pub struct Payments {
     pub max_fee_gwei: u64,
     /// Contracts that may deploy a wallet whose signature comes before it (ERC-6492).
     pub erc6492_factories: Vec<Wallet>,
+    /// How USDC that is just sent to `pay_to` is credited; `None`: it is not looked for.
+    pub deposits: Option<Deposits>,
     /// One key, or several between commas.
     pub relayer_keys: SecretString,
 }
@@ -98,6 +100,15 @@ impl Payments {
     pub fn network(&self) -> String {
         format!("eip155:{}", self.chain_id)
     }
+}
+
+/// Deposits, as far as they are looked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deposits {
+    /// The least that is credited without the operator's word.
+    pub min: MicroUsdc,
+    /// Where the first search begins; `None`: with what is final then.
+    pub from_block: Option<u64>,
 }
 
 /// The token that is taken, and the EIP-712 domain its authorizations are signed in.
@@ -245,6 +256,12 @@ struct FilePayments {
     max_fee_gwei: u64,
     #[serde(default)]
     erc6492_factories: Vec<String>,
+    #[serde(default)]
+    deposits: bool,
+    #[serde(default = "one_usd")]
+    min_deposit_usd: String,
+    #[serde(default)]
+    deposits_from_block: u64,
 }
 
 fn zero_usd() -> String {
@@ -587,6 +604,11 @@ impl FilePayments {
         if self.max_fee_gwei == 0 {
             return Err(invalid("payments.max_fee_gwei", "must be at least 1"));
         }
+        let min_deposit = parse_usd("payments.min_deposit_usd", &self.min_deposit_usd)?;
+        if min_deposit <= MicroUsdc::ZERO {
+            return Err(invalid("payments.min_deposit_usd", "must be above 0"));
+        }
+        let from_block = Some(self.deposits_from_block).filter(|block| *block > 0);
         let factories = self.erc6492_factories.iter();
         let factories = factories.map(|address| parse_address("payments.erc6492_factories", address));
         let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
@@ -604,6 +626,7 @@ impl FilePayments {
             max_unfinalized,
             max_fee_gwei: self.max_fee_gwei,
             erc6492_factories: factories.collect::<Result<_, _>>()?,
+            deposits: self.deposits.then_some(Deposits { min: min_deposit, from_block }),
             relayer_keys: SecretString::from(relayer_key.clone()),
         })
     }
@@ -890,6 +913,9 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "max_unfinalized_usd", Kind::Text),
     ("payments", "max_fee_gwei", Kind::Integer),
     ("payments", "erc6492_factories", Kind::TextList),
+    ("payments", "deposits", Kind::Flag),
+    ("payments", "min_deposit_usd", Kind::Text),
+    ("payments", "deposits_from_block", Kind::Integer),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),

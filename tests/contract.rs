@@ -568,7 +568,8 @@ async fn topups_are_listed_newest_first_in_pages() {
     let amounts: Vec<_> = rows.iter().map(|row| row["amount_usdc"].as_u64().unwrap()).collect();
     assert_eq!(amounts, [3_000_000, 2_000_000, 1_000_000]);
     for row in rows {
-        assert_eq!(members(row), ["amount_usdc", "created_at", "id", "status", "tx_hash"]);
+        assert_eq!(members(row), ["amount_usdc", "created_at", "id", "kind", "status", "tx_hash"]);
+        assert_eq!(row["kind"], "payment");
         assert!(matches!(row["status"].as_str(), Some("credited" | "finalized")), "{row}");
         assert_time(&row["created_at"]);
     }

@@ -106,13 +106,15 @@ pub const CHECKS: &[Check] = &[
         count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'topup'",
         at_odds: "SELECT 'payment ' || p.id || ' credited without an entry' AS what
                   FROM payments p LEFT JOIN entries e
-                    ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.from_wallet
-                   AND e.amount_micro = p.value_micro
-                  WHERE p.state IN ('credited', 'finalized', 'reorged') AND e.reference IS NULL
+                    ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT)
+                   AND e.wallet = COALESCE(p.beneficiary, p.from_wallet) AND e.amount_micro = p.value_micro
+                  WHERE p.state IN ('credited', 'finalized', 'reorged') AND p.kind <> 'withdrawal'
+                    AND e.reference IS NULL
                   UNION ALL
                   SELECT 'entry of payment ' || e.reference || ' without a credited payment' AS what
                   FROM entries e LEFT JOIN payments p
                     ON CAST(p.id AS TEXT) = e.reference AND p.state IN ('credited', 'finalized', 'reorged')
+                   AND p.kind <> 'withdrawal'
                   WHERE e.kind = 'topup' AND p.id IS NULL",
     },
     Check {

@@ -3,6 +3,7 @@
 //! Several RPC endpoints may be configured; a call goes to the first that answers, and whether a
 //! transfer is in the chain all of them are asked ([`Chain::sight`]).
 
+mod arrivals;
 mod endpoints;
 mod sighting;
 mod smart_wallet;
@@ -14,13 +15,14 @@ use alloy::eips::eip2718::Encodable2718 as _;
 use alloy::network::TxSignerSync as _;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
-use alloy::rpc::types::{Filter, TransactionInput, TransactionRequest};
+use alloy::rpc::types::{Filter, Log, TransactionInput, TransactionRequest};
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolEvent as _};
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use std::future::{Future, IntoFuture as _};
 
+pub use arrivals::{Arrival, Arrivals};
 pub use sighting::{Depth, Sighting, View};
 pub use token::{Authorization, TokenDomain};
 
@@ -417,7 +419,8 @@ impl Chain {
         })
     }
 
-    /// Every transfer of the token to `receiver` in a range of blocks, with its value.
+    /// Every transfer of the token to `receiver` in a range of blocks, with its value; but for those of
+    /// nothing and those of its own, which bring nothing.
     pub async fn transfers_to(
         &self,
         receiver: Wallet,
@@ -429,7 +432,12 @@ impl Chain {
             .event_signature(usdc::Transfer::SIGNATURE_HASH)
             .topic2(receiver.0.into_word());
         let logs = self.logs(&filter, from_block, to_block).await?;
-        Ok(logs.iter().filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
+        let brings_something = |log: &&Log| {
+            let from = log.topics().get(1);
+            from != Some(&receiver.0.into_word()) && transfer_value(log).is_some_and(|value| !value.is_zero())
+        };
+        let logs = logs.iter().filter(brings_something);
+        Ok(logs.filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
     }
 
     async fn read_token<C: SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {

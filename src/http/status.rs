@@ -85,6 +85,14 @@ pub struct Status {
     max_topup_usd: String,
     /// `ok`, or `unavailable`.
     payments: &'static str,
+    /// On which terms USDC that is just sent to `pay_to` is credited; absent: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deposits: Option<Deposits>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Deposits {
+    min_usd: String,
 }
 
 /// What an agent needs to know before it pays.
@@ -102,6 +110,7 @@ pub async fn status(State(app): State<App>) -> Response {
         min_topup_usd: payments.min_topup.to_usd(),
         max_topup_usd: payments.max_topup.to_usd(),
         payments: if up { "ok" } else { "unavailable" },
+        deposits: payments.deposits.as_ref().map(|deposits| Deposits { min_usd: deposits.min.to_usd() }),
     };
     json(StatusCode::OK, &body)
 }

@@ -14,7 +14,7 @@ use crate::http::limits::Limit;
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement, payment_identifier_extension};
-use crate::payments::{Payment, PaymentError};
+use crate::payments::{Kind, Payment, PaymentError};
 
 /// A top-up that is credited. Amounts are micro-USDC.
 #[derive(Serialize, JsonSchema)]
@@ -49,6 +49,8 @@ pub struct TopupList {
 #[derive(Serialize, JsonSchema)]
 struct Topup {
     id: i64,
+    /// `payment`, by an authorization that was sent here; or `deposit`, sent to the treasury on the chain.
+    kind: &'static str,
     /// Micro-USDC.
     amount_usdc: i64,
     /// `pending`, `credited`, `finalized`, `failed` or `reversed`.
@@ -103,6 +105,10 @@ pub async fn list(
     let next_cursor = page.cut(&mut payments, |payment| payment.id.to_string());
     let row = |payment: Payment| Topup {
         id: payment.id,
+        kind: match payment.kind {
+            Kind::Authorization => "payment",
+            Kind::Deposit => "deposit",
+        },
         amount_usdc: payment.value.get(),
         status: payment.state.status(),
         tx_hash: payment.tx_hash,

@@ -4,6 +4,7 @@
 //! chain's own logs. Every step is in the database before the next one needs it, so whoever picks a
 //! payment up, after a crash or on another node, goes on from where it stands.
 
+mod deposits;
 mod finality;
 mod relayers;
 mod settle;
@@ -48,10 +49,43 @@ const IDENTIFIER_SECONDS: i64 = 86_400;
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
 
-/// One signed authorization and where it stands.
+pub use deposits::all_in_suspense;
+
+/// What a row of the journal is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// An authorization that its payer has sent us.
+    Authorization,
+    /// A transfer that has arrived, and is final, without one that we knew of.
+    Deposit,
+}
+
+impl Kind {
+    pub const ALL: [Self; 2] = [Self::Authorization, Self::Deposit];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authorization => "authorization",
+            Self::Deposit => "deposit",
+        }
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(())
+    }
+}
+
+/// One signed authorization, or one deposit, and where it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payment {
     pub id: i64,
+    pub kind: Kind,
+    /// Of a deposit its transfer: there are no times in it, and where no authorization was used, no nonce that
+    /// anybody signed.
     pub authorization: Authorization,
     pub value: MicroUsdc,
     pub signature: Vec<u8>,
@@ -65,10 +99,19 @@ pub struct Payment {
     pub log_index: Option<i64>,
     /// The request it was made for; `None` for a top-up.
     pub request_hash: Option<String>,
+    /// Whom the operator has given a deposit to, where that is not its sender.
+    pub beneficiary: Option<Wallet>,
     pub last_error: Option<String>,
     pub created_at: Timestamp,
     /// When it was moved last.
     pub updated_at: Timestamp,
+}
+
+impl Payment {
+    /// The wallet that is credited with it.
+    pub fn wallet(&self) -> Wallet {
+        self.beneficiary.unwrap_or(self.authorization.from)
+    }
 }
 
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -343,7 +386,7 @@ impl Payments {
     ) -> Result<Option<Payment>, PaymentError> {
         if let Some(known) = self.find(payload).await? {
             // On the terms of its day, and signed to the satisfaction of that day.
-            self.check_made_for(payload, &known, request_hash)?;
+            self.check_made_for(payload, &known, request_hash).await?;
             return Ok(Some(known));
         }
         self.check_terms(payload)?;
@@ -444,6 +487,9 @@ impl Payments {
                 if let Err(error) = swept {
                     tracing::warn!(%error, "sweeping payments failed; it is tried again");
                 }
+                if let Err(error) = self.look_for_deposits().await {
+                    tracing::warn!(%error, "looking for deposits failed; it is tried again");
+                }
             }
             tokio::time::sleep(SWEEP_EVERY).await;
         }
@@ -499,11 +545,25 @@ impl Payments {
     }
 
     /// Whether `payload` is the payment we know under its nonce.
-    fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
-        // A wallet may sign the same authorization in more than one way.
-        if payload.authorization == known.authorization
-            && (payload.signature == known.signature || self.is_signed_by_key(payload))
-        {
+    async fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
+        let (sent, known_as) = (&payload.authorization, &known.authorization);
+        let is_same = match known.kind {
+            // A wallet may sign the same authorization in more than one way.
+            Kind::Authorization => {
+                sent == known_as && (payload.signature == known.signature || self.is_signed_by_key(payload))
+            }
+            // Carried out before it was sent to us. A nonce is used once, so of those that the payer has signed
+            // with this one it is the one.
+            Kind::Deposit => {
+                let is_like = (sent.from, sent.to, sent.value, sent.nonce)
+                    == (known_as.from, known_as.to, known_as.value, known_as.nonce);
+                if is_like {
+                    self.check_payer(payload).await?;
+                }
+                is_like
+            }
+        };
+        if is_same {
             return Ok(());
         }
         Err(refused(

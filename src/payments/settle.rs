@@ -10,9 +10,12 @@ use alloy::primitives::U256;
 use tokio::sync::watch;
 
 use crate::chain::{ChainError, Depth, FoundTransfer, Sighting, TxStatus, View};
+use crate::clock::Timestamp;
+use crate::db::DbTx;
 use crate::failpoint;
+use crate::ledger::Ledger;
 use crate::money::MicroUsdc;
-use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, State, store, unpoisoned};
+use crate::payments::{Kind, Payment, PaymentError, Payments, SETTLEMENT_WAIT, State, store, unpoisoned};
 
 /// The first look after a broadcast; each look after it waits half as long again, up to …
 const FIRST_LOOK: Duration = Duration::from_millis(200);
@@ -113,6 +116,13 @@ impl Payments {
     }
 
     async fn step(&self, payment: &Payment, looks: u32) -> Result<Step, PaymentError> {
+        if payment.kind == Kind::Deposit {
+            // Only its payer's payload has a deposit driven: then its wallet is known.
+            if payment.state == State::Mined {
+                self.credit_deposit(payment).await?;
+            }
+            return Ok(Step::AtRest);
+        }
         match payment.state {
             State::Verified => self.sign(payment).await,
             State::Signed => self.broadcast(payment).await,
@@ -355,23 +365,22 @@ impl Payments {
         self.credit(payment, found, is_final).await
     }
 
-    /// The one place where a payment becomes money: the move and the entry in one transaction.
+    /// Credits a payment, unless that would put its wallet above the ceiling.
     async fn credit(
         &self,
         payment: &Payment,
         found: &FoundTransfer,
         is_final: bool,
     ) -> Result<Step, PaymentError> {
-        let wallet = payment.authorization.from;
+        let wallet = payment.wallet();
         let ceiling = self.0.config.max_unfinalized;
-        let now = self.0.clock.now();
         let mut tx = self.0.db.begin().await?;
-        if !store::advance(&mut tx, payment.id, State::Mined, State::Credited, None, now).await? {
-            return Ok(Step::Moved);
-        }
+        // The place comes first: of a transfer that is another payment's already the credit is refused.
         store::locate(&mut tx, payment.id, found).await?;
         // The credit locks the wallet's row, so that of two at once the later sees the earlier.
-        self.0.ledger.credit(&mut tx, wallet, payment.value, payment.id).await?;
+        if !book_credit(&mut tx, &self.0.ledger, payment, None, self.0.clock.now()).await? {
+            return Ok(Step::Moved);
+        }
         if ceiling > MicroUsdc::ZERO
             && !is_final
             && store::unfinalized_value(&mut tx, wallet).await? > ceiling
@@ -429,6 +438,22 @@ impl Payments {
         }
         Ok(())
     }
+}
+
+/// The one place where a payment becomes money: the move and the entry in one transaction. `false`, if somebody
+/// else has moved it.
+pub(super) async fn book_credit(
+    tx: &mut DbTx,
+    ledger: &Ledger,
+    payment: &Payment,
+    why: Option<&str>,
+    now: Timestamp,
+) -> Result<bool, PaymentError> {
+    if !store::advance(tx, payment.id, State::Mined, State::Credited, why, now).await? {
+        return Ok(false);
+    }
+    ledger.credit(tx, payment.wallet(), payment.value, payment.id).await?;
+    Ok(true)
 }
 
 /// The longest pause after so many looks.

@@ -20,7 +20,7 @@ use crate::failpoint;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, NewPayment};
 use crate::payments::wire::{Payload, Reason};
-use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused, same_request};
+use crate::payments::{ChainHealth, Kind, Payment, PaymentError, Payments, State, refused, same_request};
 
 /// The token is strict about `validAfter`, and a block's time may be a second behind ours.
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
@@ -59,6 +59,13 @@ impl Payments {
         if payload.authorization.to != config.pay_to {
             let sentence = format!("authorize the transfer to {}", config.pay_to);
             return Err(refused(Reason::RecipientMismatch, sentence));
+        }
+        // What the treasury sends to itself brings it nothing.
+        if payload.authorization.from == config.pay_to {
+            return Err(refused(
+                Reason::RecipientMismatch,
+                "pay from another wallet than the one that is paid",
+            ));
         }
         Ok(())
     }
@@ -104,7 +111,7 @@ impl Payments {
         let _place = self.place_to_verify().await?;
         // Whoever waited may have waited for the same payment.
         if let Some(known) = self.find(payload).await? {
-            self.check_made_for(payload, &known, request_hash)?;
+            self.check_made_for(payload, &known, request_hash).await?;
             return Ok(known.id);
         }
         if let Some(first) = self.named_before(payload, request_hash).await? {
@@ -129,6 +136,7 @@ impl Payments {
             Err(other) => return Err(other.into()),
         };
         let new = NewPayment {
+            kind: Kind::Authorization,
             chain_id: self.chain_id(),
             asset: self.asset(),
             authorization: &payload.authorization,
@@ -139,6 +147,7 @@ impl Payments {
             identifier: payload.identifier.as_deref().filter(|_| state == State::Verified),
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
+            found: None,
         };
         match self.write_down(payload, &new).await? {
             WrittenDown::As(id) => Ok(id),
@@ -150,7 +159,7 @@ impl Payments {
             WrittenDown::There => {
                 let known = self.find(payload).await?;
                 let known = known.ok_or_else(|| unavailable("the payment was not written down"))?;
-                self.check_made_for(payload, &known, request_hash)?;
+                self.check_made_for(payload, &known, request_hash).await?;
                 Ok(known.id)
             }
         }
@@ -165,13 +174,13 @@ impl Payments {
     }
 
     /// Whether a payload is the payment that is known, and that was made for the same.
-    pub(super) fn check_made_for(
+    pub(super) async fn check_made_for(
         &self,
         payload: &Payload,
         known: &Payment,
         request_hash: Option<&str>,
     ) -> Result<(), PaymentError> {
-        self.same_payment(payload, known)?;
+        self.same_payment(payload, known).await?;
         match request_hash {
             Some(hash) if known.request_hash.as_deref() != Some(hash) => Err(PaymentError::MadeForAnother),
             _ => Ok(()),

@@ -85,6 +85,7 @@ impl Bench {
             max_unfinalized: MicroUsdc::ZERO,
             max_fee_gwei: 10,
             erc6492_factories: Vec::new(),
+            deposits: None,
             relayer_keys: self.relayer.private_key().into(),
         }
     }
