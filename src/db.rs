@@ -663,6 +663,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (10, "receipt archives", include_str!("../migrations/0010_receipt_archives.sql")),
         (20, "usage units", include_str!("../migrations/0020_usage_units.sql")),
         (30, "deposits", include_str!("../migrations/0030_deposits.sql")),
+        (31, "withdrawals", include_str!("../migrations/0031_withdrawals.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [
@@ -670,12 +671,14 @@ fn migrator(dialect: Dialect) -> Migrator {
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
             (1003, "receipt archives", include_str!("../migrations/sqlite/1003_receipt_archives.sql")),
             (1010, "checks", include_str!("../migrations/sqlite/1010_checks_without_lists.sql")),
+            (1030, "withdrawals", include_str!("../migrations/sqlite/1030_withdrawals.sql")),
         ]
         .as_slice(),
         Dialect::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
             (1003, "receipt archives", include_str!("../migrations/postgres/1003_receipt_archives.sql")),
+            (1030, "withdrawals", include_str!("../migrations/postgres/1030_withdrawals.sql")),
         ]
         .as_slice(),
     };

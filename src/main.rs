@@ -181,6 +181,9 @@ fn check_config(path: &Path) -> Result<(), Failure> {
     for relayer in chain.relayers() {
         println!("{relayer} pays the gas of top-ups.");
     }
+    if chain.has_treasury_key() {
+        println!("{} pays withdrawals.", config.payments.pay_to);
+    }
     Ok(())
 }
 

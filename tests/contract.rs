@@ -53,6 +53,9 @@ fn the_routes_are_those_of_the_contract() {
         ("/llms.txt", "GET", Access::Public),
         ("/v1/topup", "POST", Access::X402),
         ("/v1/topups/{wallet}", "GET", Access::Caller),
+        ("/v1/withdrawals", "POST", Access::Siwe),
+        ("/v1/withdrawals", "GET", Access::Caller),
+        ("/v1/withdrawals/{id}", "GET", Access::Caller),
         ("/v1/auth/nonce", "GET", Access::Public),
         ("/v1/auth/session", "POST", Access::Siwe),
         ("/v1/auth/session/revoke", "POST", Access::Session),
@@ -76,7 +79,9 @@ fn the_routes_are_those_of_the_contract() {
 
 #[tokio::test]
 async fn every_route_is_public_or_asks_who_calls() {
-    let gateway = Gateway::usual().await;
+    let treasury = TestWallet::random();
+    let env = vec![("FAREBOX_TREASURY_KEY".into(), treasury.private_key())];
+    let gateway = Gateway::start_with(Setup { pay_to: treasury.address(), env, ..Setup::usual() }).await;
     for (method, path, access) in route_table() {
         let wallet = TestWallet::random().shown();
         let path = path.replace("{wallet}", &wallet).replace("{key_id}", "1").replace("{id}", "req_1");

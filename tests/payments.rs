@@ -14,3 +14,4 @@ mod rpc_endpoints;
 mod settlement;
 mod smart_wallets;
 mod verification;
+mod withdrawals;

@@ -12,6 +12,7 @@ use serde_json::value::RawValue;
 
 use crate::app::App;
 use crate::http::json;
+use crate::money::MicroUsdc;
 use crate::payments::{ChainHealth, RelayerGas};
 use crate::pricing::{ModelKind, Offer, Unit};
 
@@ -88,6 +89,17 @@ pub struct Status {
     /// On which terms USDC that is just sent to `pay_to` is credited; absent: it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     deposits: Option<Deposits>,
+    /// On which terms balances are paid out again; absent: they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    withdrawals: Option<Withdrawals>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Withdrawals {
+    min_usd: String,
+    /// Of a wallet within 24 hours; absent: any amount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wallet_day_usd: Option<String>,
 }
 
 #[derive(Serialize, JsonSchema)]
@@ -111,6 +123,11 @@ pub async fn status(State(app): State<App>) -> Response {
         max_topup_usd: payments.max_topup.to_usd(),
         payments: if up { "ok" } else { "unavailable" },
         deposits: payments.deposits.as_ref().map(|deposits| Deposits { min_usd: deposits.min.to_usd() }),
+        withdrawals: app.payments.pays_out().then(|| {
+            let terms = &payments.withdrawals;
+            let daily = Some(terms.wallet_daily).filter(|cap| *cap > MicroUsdc::ZERO);
+            Withdrawals { min_usd: terms.min.to_usd(), wallet_day_usd: daily.map(MicroUsdc::to_usd) }
+        }),
     };
     json(StatusCode::OK, &body)
 }

@@ -106,8 +106,9 @@ pub async fn list(
     let row = |payment: Payment| Topup {
         id: payment.id,
         kind: match payment.kind {
-            Kind::Authorization => "payment",
             Kind::Deposit => "deposit",
+            // Withdrawals are not among these.
+            Kind::Authorization | Kind::Withdrawal => "payment",
         },
         amount_usdc: payment.value.get(),
         status: payment.state.status(),

@@ -11,6 +11,7 @@ mod settle;
 mod store;
 mod verify;
 pub mod wire;
+mod withdrawals;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,8 +49,11 @@ const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
 const IDENTIFIER_SECONDS: i64 = 86_400;
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
+/// And a withdrawal that is sent and not final for longer than this: finality takes some twenty minutes on Base.
+const SLOW_FINALITY_SECONDS: i64 = 3600;
 
 pub use deposits::all_in_suspense;
+pub use withdrawals::{WithdrawalError, all_withdrawals};
 
 /// What a row of the journal is.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -58,15 +62,18 @@ pub enum Kind {
     Authorization,
     /// A transfer that has arrived, and is final, without one that we knew of.
     Deposit,
+    /// An authorization of the treasury's, to a wallet that takes out of its balance.
+    Withdrawal,
 }
 
 impl Kind {
-    pub const ALL: [Self; 2] = [Self::Authorization, Self::Deposit];
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Deposit, Self::Withdrawal];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Authorization => "authorization",
             Self::Deposit => "deposit",
+            Self::Withdrawal => "withdrawal",
         }
     }
 }
@@ -79,7 +86,7 @@ impl std::str::FromStr for Kind {
     }
 }
 
-/// One signed authorization, or one deposit, and where it stands.
+/// One signed authorization, of a payer's or of the treasury's, or one deposit, and where it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payment {
     pub id: i64,
@@ -108,9 +115,12 @@ pub struct Payment {
 }
 
 impl Payment {
-    /// The wallet that is credited with it.
+    /// The wallet that is credited with it, or whose balance it leaves.
     pub fn wallet(&self) -> Wallet {
-        self.beneficiary.unwrap_or(self.authorization.from)
+        match self.kind {
+            Kind::Withdrawal => self.authorization.to,
+            Kind::Authorization | Kind::Deposit => self.beneficiary.unwrap_or(self.authorization.from),
+        }
     }
 }
 
@@ -310,7 +320,7 @@ impl Payments {
 
     /// Looks at the chain, and at its token until that has been seen right once.
     pub async fn check_chain(&self) -> ChainHealth {
-        let checked = if self.0.token_checked.load(Ordering::Acquire) {
+        let checked = if self.is_token_checked() {
             if let Err(error @ TokenCheckError::Mismatch(_)) = self.0.chain.check_endpoints().await {
                 tracing::error!(%error, "an RPC endpoint is not used");
             }
@@ -328,6 +338,10 @@ impl Payments {
         };
         *unpoisoned(&self.0.health) = health.clone();
         health
+    }
+
+    fn is_token_checked(&self) -> bool {
+        self.0.token_checked.load(Ordering::Acquire)
     }
 
     /// What the last look at the chain found.
@@ -479,7 +493,7 @@ impl Payments {
         loop {
             self.check_chain().await;
             // Nothing is done on a chain, or with a token, that was never seen to be the right one.
-            if self.0.token_checked.load(Ordering::Acquire) {
+            if self.is_token_checked() {
                 let swept = match self.pick_up().await {
                     Ok(()) => self.upkeep().await,
                     failed => failed,
@@ -528,8 +542,8 @@ impl Payments {
 
     /// How many payments have been unfinished for longer than they should.
     pub async fn slow(&self) -> Result<i64, PaymentError> {
-        let before = self.0.clock.now().plus_seconds(-SLOW_SECONDS);
-        Ok(store::unfinished_since(&self.0.db, before).await?)
+        let since = |seconds: i64| self.0.clock.now().plus_seconds(-seconds);
+        Ok(store::unfinished_since(&self.0.db, since(SLOW_SECONDS), since(SLOW_FINALITY_SECONDS)).await?)
     }
 
     /// The first payment of a name, while it is remembered or not at rest.
@@ -562,6 +576,8 @@ impl Payments {
                 }
                 is_like
             }
+            // Of the treasury's own, which pays nothing in.
+            Kind::Withdrawal => false,
         };
         if is_same {
             return Ok(());
@@ -618,8 +634,12 @@ impl Journal {
         Ok(Some((payment, store::transactions(&self.db, id).await?)))
     }
 
-    /// Has a payment that ended without its transfer looked at again; whether it is such a one.
+    /// Has a payment that ended without its transfer looked at again; whether it is such a one. What a withdrawal
+    /// was to take is its wallet's again by then.
     pub async fn retry(&self, id: i64) -> Result<bool, DbError> {
+        if store::get(&self.db, id).await?.is_some_and(|payment| payment.kind == Kind::Withdrawal) {
+            return Ok(false);
+        }
         let mut tx = self.db.begin().await?;
         let why = Some("the operator asked for another look");
         for ended in [State::Expired, State::Cancelled] {

@@ -286,7 +286,7 @@ impl Payments {
             return Ok(Some(Step::Moved));
         }
         match self.expiry(payment).await? {
-            Some((state, why)) => self.advance(payment, state, Some(why)).await.map(Some),
+            Some((state, why)) => self.end_without_transfer(payment, state, why).await.map(Some),
             None => Ok(None),
         }
     }
@@ -343,7 +343,8 @@ impl Payments {
         Ok(true)
     }
 
-    /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling.
+    /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling; or ends a
+    /// withdrawal.
     async fn confirm(&self, payment: &Payment) -> Result<Step, PaymentError> {
         let view = self.sight(payment, Depth::Head).await?;
         let found = match &view.sighting {
@@ -359,8 +360,13 @@ impl Payments {
             return Ok(Step::Wait);
         }
         let is_final = self.final_transfer(payment).await?.as_ref() == Some(found);
-        if matches!(view.sighting, Sighting::Alone(_)) && !is_final {
+        // What leaves a balance is not booked before it is final: nothing has to be put back then.
+        let waits = payment.kind == Kind::Withdrawal || matches!(view.sighting, Sighting::Alone(_));
+        if waits && !is_final {
             return Ok(Step::Wait);
+        }
+        if payment.kind == Kind::Withdrawal {
+            return self.settle_withdrawal(payment, found).await;
         }
         self.credit(payment, found, is_final).await
     }
@@ -483,7 +489,7 @@ fn out_of_range() -> PaymentError {
     PaymentError::Unavailable("a number of the chain is out of range".into())
 }
 
-enum Step {
+pub(super) enum Step {
     /// The payment is in another state now, or somebody else has moved it.
     Moved,
     /// It waits for the chain.

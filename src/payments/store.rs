@@ -493,13 +493,14 @@ fn number(value: u64) -> Result<i64, DbError> {
 }
 
 /// How many payments have been unfinished since before a time.
-pub async fn unfinished_since(db: &Db, before: Timestamp) -> Result<i64, DbError> {
+/// Of withdrawals that wait for nothing but finality, since before another.
+pub async fn unfinished_since(db: &Db, before: Timestamp, sent_before: Timestamp) -> Result<i64, DbError> {
     let row = db
         .row(
             "SELECT COUNT(*) AS n FROM payments
              WHERE state IN ('verified', 'signed', 'broadcast', 'mined') AND created_at_ms < $1
-             AND kind <> 'deposit'",
-            args![before],
+             AND kind <> 'deposit' AND (kind <> 'withdrawal' OR state <> 'mined' OR created_at_ms < $2)",
+            args![before, sent_before],
         )
         .await?;
     row.map_or(Ok(0), |row| row.int("n"))
@@ -623,4 +624,79 @@ pub async fn move_deposit_cursor(
     )
     .await
     .map(drop)
+}
+
+/// A wallet's withdrawals, newest first, older than `before`.
+pub async fn withdrawals_of(
+    db: &Db,
+    wallet: Wallet,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Payment>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT * FROM payments WHERE to_wallet = $1 AND id < $2 AND kind = 'withdrawal'
+             ORDER BY id DESC LIMIT $3",
+            args![wallet, before.unwrap_or(i64::MAX), limit],
+        )
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// How many withdrawals of a wallet no block holds yet.
+pub async fn unsent_withdrawals(tx: &mut DbTx, wallet: Wallet) -> Result<i64, DbError> {
+    let sql = "SELECT COUNT(*) AS n FROM payments WHERE to_wallet = $1 AND kind = 'withdrawal'
+               AND state IN ('verified', 'signed', 'broadcast')";
+    tx.row(sql, args![wallet]).await?.map_or(Ok(0), |row| row.int("n"))
+}
+
+/// What a treasury is to pay by withdrawals that no block holds yet.
+pub async fn value_to_leave(
+    tx: &mut DbTx,
+    chain_id: i64,
+    asset: Wallet,
+    treasury: Wallet,
+) -> Result<MicroUsdc, DbError> {
+    let sql = "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+               WHERE from_wallet = $3 AND state IN ('verified', 'signed', 'broadcast')
+               AND kind = 'withdrawal' AND chain_id = $1 AND asset = $2";
+    let row = tx.row(sql, args![chain_id, asset, treasury]).await?;
+    row.map_or(Ok(MicroUsdc::ZERO), |row| row.micro("value"))
+}
+
+/// What was withdrawn since a time, or is about to be.
+pub struct Withdrawn {
+    pub all: MicroUsdc,
+    /// Of these a wallet's.
+    pub wallet: MicroUsdc,
+    /// When the first of all was asked for.
+    pub first_at: Timestamp,
+}
+
+pub async fn withdrawn_since(tx: &mut DbTx, wallet: Wallet, since: Timestamp) -> Result<Withdrawn, DbError> {
+    let row = tx
+        .row(
+            "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value,
+                    CAST(COALESCE(SUM(CASE WHEN to_wallet = $1 THEN value_micro ELSE 0 END), 0) AS BIGINT) AS own,
+                    CAST(COALESCE(MIN(created_at_ms), $2) AS BIGINT) AS first_at_ms
+             FROM payments
+             WHERE kind = 'withdrawal' AND created_at_ms > $2 AND state NOT IN ('expired', 'cancelled')",
+            args![wallet, since],
+        )
+        .await?
+        .ok_or_else(|| DbError::Corrupt("no sum".into()))?;
+    Ok(Withdrawn { all: row.micro("value")?, wallet: row.micro("own")?, first_at: row.time("first_at_ms")? })
+}
+
+/// How many withdrawals have not ended, and what they lock.
+pub async fn open_withdrawals(db: &Db) -> Result<(i64, MicroUsdc), DbError> {
+    let sql = "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+               WHERE state IN ('verified', 'signed', 'broadcast', 'mined') AND kind = 'withdrawal'";
+    let row = db.row(sql, args![]).await?.ok_or_else(|| DbError::Corrupt("no count".into()))?;
+    Ok((row.int("n")?, row.micro("value")?))
+}
+
+pub async fn all_withdrawals(tx: &mut DbTx) -> Result<Vec<Payment>, DbError> {
+    let sql = "SELECT * FROM payments WHERE kind = 'withdrawal' ORDER BY id";
+    tx.rows(sql, args![]).await?.iter().map(read).collect()
 }

@@ -9,7 +9,6 @@
 //! 5. the transfer, simulated on the pending block, succeeds.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alloy::primitives::{B256, U256};
@@ -29,7 +28,7 @@ const VALID_BEFORE_MARGIN_SECONDS: u64 = 6;
 /// A payment is watched until its authorization ends, so that must not be never.
 const LONGEST_VALID_SECONDS: u64 = 86_400;
 /// Blocks by which two endpoints, or two looks at one, may differ.
-const HEAD_MARGIN_BLOCKS: u64 = 64;
+pub(super) const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
 const MAX_UNFINISHED: usize = 50;
 /// A payment credited since then may have left its wallet after the balance was read: longer than an
@@ -102,7 +101,7 @@ impl Payments {
         value: MicroUsdc,
         request_hash: Option<&str>,
     ) -> Result<i64, PaymentError> {
-        if !self.0.token_checked.load(Ordering::Acquire) {
+        if !self.is_token_checked() {
             return Err(unavailable(match self.health() {
                 ChainHealth::Mismatch(_) => "the token is not the one configured",
                 _ => "the chain has not been reached yet",

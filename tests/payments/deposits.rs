@@ -19,8 +19,12 @@ impl Bench {
     }
 
     async fn watcher_with(&self, change: impl FnOnce(&mut config::Payments)) -> Node {
+        self.watcher_at(Clock::System, change).await
+    }
+
+    async fn watcher_at(&self, clock: Clock, change: impl FnOnce(&mut config::Payments)) -> Node {
         let node = self
-            .node_with(|config| {
+            .node_at(clock, |config| {
                 config.deposits =
                     Some(config::Deposits { min: MicroUsdc::new(1_000_000), from_block: Some(1) });
                 change(config);
@@ -104,7 +108,8 @@ async fn a_deposit_is_credited_once_when_it_is_final() {
 #[tokio::test]
 async fn a_deposit_waits_until_its_wallet_is_known() {
     each(async |bench| {
-        let node = bench.watcher().await;
+        let clock = Clock::fixed(Clock::System.now());
+        let node = bench.watcher_at(clock.clone(), |_| {}).await;
         let payer = bench.payer(2 * FIVE_USD).await;
         bench.deposit(payer.address(), FIVE_USD).await;
         bench.finalize_deposits(&node).await;
@@ -114,6 +119,7 @@ async fn a_deposit_waits_until_its_wallet_is_known() {
         assert_eq!(node.payments.suspense().await.unwrap(), (1, MicroUsdc::new(5_000_000)));
         // The server finishes what is under way; this is not.
         node.run();
+        clock.advance_seconds(700);
         assert_eq!(node.payments.slow().await.unwrap(), 0);
 
         assert_eq!(
