@@ -26,6 +26,8 @@ use crate::pricing::{
 pub const DEFAULT_PATH: &str = "farebox.toml";
 /// The environment variable with the private key that pays for gas.
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
+/// The environment variable with the private key of `pay_to`, which pays withdrawals.
+pub const TREASURY_KEY: &str = "FAREBOX_TREASURY_KEY";
 /// The environment variable with the secret that session tokens and nonces are signed with.
 pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
 /// The environment variable with the private key that receipts are signed with.
@@ -96,6 +98,11 @@ pub struct Payments {
     pub max_fee_gwei: u64,
     /// Contracts that may deploy a wallet whose signature comes before it (ERC-6492).
     pub erc6492_factories: Vec<Wallet>,
+    /// How USDC that is just sent to `pay_to` is credited; `None`: it is not looked for.
+    pub deposits: Option<Deposits>,
+    pub withdrawals: Withdrawals,
+    /// Of `pay_to`; `None`: nothing is paid out.
+    pub treasury_key: Option<SecretString>,
     /// One key, or several between commas.
     pub relayer_keys: SecretString,
 }
@@ -105,6 +112,26 @@ impl Payments {
     pub fn network(&self) -> String {
         format!("eip155:{}", self.chain_id)
     }
+}
+
+/// Deposits, as far as they are looked for.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deposits {
+    /// The least that is credited without the operator's word.
+    pub min: MicroUsdc,
+    /// Where the first search begins; `None`: with what is final then.
+    pub from_block: Option<u64>,
+}
+
+/// What may be withdrawn, where there is a key to pay it with.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Withdrawals {
+    /// Keeps the gas in proportion, which the gateway pays.
+    pub min: MicroUsdc,
+    /// By a wallet within 24 hours; zero: any amount.
+    pub wallet_daily: MicroUsdc,
+    /// By all wallets together.
+    pub daily: MicroUsdc,
 }
 
 /// The token that is taken, and the EIP-712 domain its authorizations are signed in.
@@ -260,6 +287,22 @@ struct FilePayments {
     max_fee_gwei: u64,
     #[serde(default)]
     erc6492_factories: Vec<String>,
+    #[serde(default)]
+    deposits: bool,
+    #[serde(default = "one_usd")]
+    min_deposit_usd: String,
+    #[serde(default)]
+    deposits_from_block: u64,
+    #[serde(default = "one_usd")]
+    min_withdrawal_usd: String,
+    #[serde(default = "thousand_usd")]
+    withdrawals_per_wallet_day_usd: String,
+    #[serde(default = "ten_thousand_usd")]
+    withdrawals_per_day_usd: String,
+}
+
+fn thousand_usd() -> String {
+    "1000".into()
 }
 
 fn zero_usd() -> String {
@@ -659,6 +702,13 @@ impl FilePayments {
         if self.max_fee_gwei == 0 {
             return Err(invalid("payments.max_fee_gwei", "must be at least 1"));
         }
+        let min_deposit = parse_usd("payments.min_deposit_usd", &self.min_deposit_usd)?;
+        if min_deposit <= MicroUsdc::ZERO {
+            return Err(invalid("payments.min_deposit_usd", "must be above 0"));
+        }
+        let from_block = Some(self.deposits_from_block).filter(|block| *block > 0);
+        let withdrawals = self.withdrawals()?;
+        let treasury_key = env.get(TREASURY_KEY).filter(|key| !key.is_empty());
         let factories = self.erc6492_factories.iter();
         let factories = factories.map(|address| parse_address("payments.erc6492_factories", address));
         let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
@@ -676,8 +726,29 @@ impl FilePayments {
             max_unfinalized,
             max_fee_gwei: self.max_fee_gwei,
             erc6492_factories: factories.collect::<Result<_, _>>()?,
+            deposits: self.deposits.then_some(Deposits { min: min_deposit, from_block }),
+            withdrawals,
+            treasury_key: treasury_key.cloned().map(SecretString::from),
             relayer_keys: SecretString::from(relayer_key.clone()),
         })
+    }
+
+    fn withdrawals(&self) -> Result<Withdrawals, ConfigError> {
+        let withdrawals = Withdrawals {
+            min: parse_usd("payments.min_withdrawal_usd", &self.min_withdrawal_usd)?,
+            wallet_daily: parse_usd(
+                "payments.withdrawals_per_wallet_day_usd",
+                &self.withdrawals_per_wallet_day_usd,
+            )?,
+            daily: parse_usd("payments.withdrawals_per_day_usd", &self.withdrawals_per_day_usd)?,
+        };
+        if withdrawals.min <= MicroUsdc::ZERO {
+            return Err(invalid("payments.min_withdrawal_usd", "must be above 0, as each costs gas"));
+        }
+        if withdrawals.wallet_daily < MicroUsdc::ZERO || withdrawals.daily < MicroUsdc::ZERO {
+            return Err(invalid("payments", "withdrawals_per_…day_usd must not be below 0 (0: any amount)"));
+        }
+        Ok(withdrawals)
     }
 
     /// USDC on Base and Base Sepolia is known (Circle's list of contract addresses); any other
@@ -1027,6 +1098,12 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "max_unfinalized_usd", Kind::Text),
     ("payments", "max_fee_gwei", Kind::Integer),
     ("payments", "erc6492_factories", Kind::TextList),
+    ("payments", "deposits", Kind::Flag),
+    ("payments", "min_deposit_usd", Kind::Text),
+    ("payments", "deposits_from_block", Kind::Integer),
+    ("payments", "min_withdrawal_usd", Kind::Text),
+    ("payments", "withdrawals_per_wallet_day_usd", Kind::Text),
+    ("payments", "withdrawals_per_day_usd", Kind::Text),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),

@@ -665,6 +665,8 @@ fn migrator(dialect: Dialect) -> Migrator {
         (30, "kept answer types", include_str!("../migrations/0030_kept_answer_types.sql")),
         (40, "receipt keys", include_str!("../migrations/0040_receipt_keys.sql")),
         (41, "reserves", include_str!("../migrations/0041_reserves.sql")),
+        (50, "deposits", include_str!("../migrations/0050_deposits.sql")),
+        (51, "withdrawals", include_str!("../migrations/0051_withdrawals.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [
@@ -672,12 +674,14 @@ fn migrator(dialect: Dialect) -> Migrator {
             (1002, "payment moves", include_str!("../migrations/sqlite/1002_payment_moves.sql")),
             (1003, "receipt archives", include_str!("../migrations/sqlite/1003_receipt_archives.sql")),
             (1010, "checks", include_str!("../migrations/sqlite/1010_checks_without_lists.sql")),
+            (1030, "withdrawals", include_str!("../migrations/sqlite/1030_withdrawals.sql")),
         ]
         .as_slice(),
         Dialect::Postgres => [
             (1001, "guards", include_str!("../migrations/postgres/1001_guards.sql")),
             (1002, "payment moves", include_str!("../migrations/postgres/1002_payment_moves.sql")),
             (1003, "receipt archives", include_str!("../migrations/postgres/1003_receipt_archives.sql")),
+            (1030, "withdrawals", include_str!("../migrations/postgres/1030_withdrawals.sql")),
         ]
         .as_slice(),
     };

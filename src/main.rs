@@ -206,6 +206,9 @@ fn check_config(path: &Path) -> Result<(), Failure> {
         Some(key) => println!("{} signs receipts.", attest::check_key(key)?),
         None => println!("A key that the database keeps signs receipts: /v1/status names it."),
     }
+    if chain.has_treasury_key() {
+        println!("{} pays withdrawals.", config.payments.pay_to);
+    }
     Ok(())
 }
 

@@ -34,6 +34,21 @@ pub enum PaymentsCommand {
     Show { id: i64 },
     /// Have a payment that expired or was cancelled looked at again by the running server.
     Retry { id: i64 },
+    /// List deposits that are nobody's yet: of wallets that never signed in nor paid, of less than
+    /// min_deposit_usd, or of a relayer.
+    Suspense {
+        #[arg(long, default_value_t = LISTED, value_parser = clap::value_parser!(i64).range(1..))]
+        limit: i64,
+    },
+    /// Credit a deposit that is in suspense, for a reason: to its sender, or to another wallet.
+    Attribute {
+        id: i64,
+        #[arg(value_parser = not_blank)]
+        reason: String,
+        /// The wallet that it is for, where that is not its sender.
+        #[arg(long)]
+        to: Option<String>,
+    },
 }
 
 #[derive(Subcommand)]
@@ -125,7 +140,9 @@ async fn open(path: &Path) -> Result<Db, Failure> {
 }
 
 pub async fn payments(path: &Path, command: PaymentsCommand) -> Result<(), Failure> {
-    let journal = Journal::new(open(path).await?, Clock::System);
+    let db = open(path).await?;
+    let ledger = Ledger::new(db.clone(), Clock::System, "operator".into());
+    let journal = Journal::new(db, Clock::System);
     match command {
         PaymentsCommand::List { state, limit } => {
             let state = state.map(|text| text.parse::<State>()).transpose();
@@ -148,9 +165,13 @@ pub async fn payments(path: &Path, command: PaymentsCommand) -> Result<(), Failu
                 journal.show(id).await?.ok_or_else(|| failure(format!("there is no payment {id}")))?;
             let none = || "-".to_owned();
             println!("id            {}", payment.id);
+            println!("kind          {}", payment.kind.as_str());
             println!("state         {}", payment.state.as_str());
             println!("wallet        {}", payment.authorization.from);
             println!("to            {}", payment.authorization.to);
+            if let Some(beneficiary) = payment.beneficiary {
+                println!("given to      {beneficiary}");
+            }
             println!("micro-USDC    {}", payment.value.get());
             println!("nonce         {}", payment.authorization.nonce);
             println!("valid before  {} (Unix seconds)", payment.authorization.valid_before);
@@ -172,6 +193,30 @@ pub async fn payments(path: &Path, command: PaymentsCommand) -> Result<(), Failu
                 )));
             }
             println!("payment {id} will be looked at again by the running server within seconds");
+        }
+        PaymentsCommand::Suspense { limit } => {
+            println!("{:>8} {:>14} {:<42} {:<66} created", "id", "micro-USDC", "sender", "transaction");
+            for deposit in journal.suspense(limit).await? {
+                println!(
+                    "{:>8} {:>14} {:<42} {:<66} {}",
+                    deposit.id,
+                    deposit.value.get(),
+                    deposit.authorization.from.to_string(),
+                    deposit.tx_hash.unwrap_or_default(),
+                    deposit.created_at.rfc3339()
+                );
+            }
+            let (deposits, value) = journal.count_suspense().await?;
+            println!("{deposits} deposits of {} USDC in all", value.to_usd());
+        }
+        PaymentsCommand::Attribute { id, reason, to } => {
+            let to = to.as_deref().map(wallet_of).transpose()?;
+            if !journal.attribute(&ledger, id, to, &reason).await? {
+                return Err(failure(format!(
+                    "payment {id} is not a deposit in suspense: `farebox payments suspense` lists those"
+                )));
+            }
+            println!("payment {id} is credited");
         }
     }
     Ok(())

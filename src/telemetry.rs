@@ -56,6 +56,13 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!("farebox_open_holds", "Holds that have not ended");
     describe_gauge!("farebox_locked_micro", "Micro-USDC locked by open holds");
     describe_gauge!("farebox_payments", "Payments in the journal, by state");
+    describe_gauge!("farebox_deposits_suspense", "Deposits that wait for their wallets");
+    describe_gauge!("farebox_deposits_suspense_micro", "Micro-USDC of deposits that wait for their wallets");
+    describe_gauge!("farebox_deposits_block", "The block that the search for deposits goes on at");
+    describe_counter!("farebox_deposits_credited_micro_total", "Micro-USDC of deposits credited");
+    describe_gauge!("farebox_withdrawals_open", "Withdrawals that have not ended");
+    describe_gauge!("farebox_withdrawals_open_micro", "Micro-USDC that withdrawals lock");
+    describe_counter!("farebox_withdrawn_micro_total", "Micro-USDC of withdrawals that are final");
     describe_gauge!("farebox_relayer_gas_gwei", "What the relayer has left for gas, in gwei");
     describe_gauge!("farebox_chain_up", "1 while the chain answers and its token is checked");
     Ok(handle)
@@ -110,6 +117,15 @@ pub async fn update_gauges(app: &App) -> Result<(), GaugeError> {
         let count = counts.iter().find(|(name, _)| name == state.as_str()).map_or(0, |(_, count)| *count);
         metrics::gauge!("farebox_payments", "state" => state.as_str()).set(gauge(count));
     }
+    let (deposits, micro) = app.payments.suspense().await?;
+    metrics::gauge!("farebox_deposits_suspense").set(gauge(deposits));
+    metrics::gauge!("farebox_deposits_suspense_micro").set(gauge(micro.get()));
+    if let Some(block) = app.payments.deposits_searched_to().await? {
+        metrics::gauge!("farebox_deposits_block").set(gauge(i64::try_from(block).unwrap_or(i64::MAX)));
+    }
+    let (withdrawals, micro) = app.payments.open_withdrawals().await?;
+    metrics::gauge!("farebox_withdrawals_open").set(gauge(withdrawals));
+    metrics::gauge!("farebox_withdrawals_open_micro").set(gauge(micro.get()));
     let up = app.payments.health() == ChainHealth::Ok;
     metrics::gauge!("farebox_chain_up").set(if up { 1.0 } else { 0.0 });
     Ok(())

@@ -12,10 +12,11 @@ const TWO_SIDES: &str = "entries have two sides that sum to zero";
 const CHAIN_OF_ENTRIES: &str = "entries follow one another without a gap";
 const NEVER_NEGATIVE: &str = "balance >= locked >= 0";
 const BALANCE: &str = "balance = the sum of the wallet's entries";
-const LOCKED: &str = "locked = the sum of the wallet's open holds";
+const LOCKED: &str = "locked = the sum of open holds and withdrawals";
 const ENDS_ONCE: &str = "a hold ends at most once";
 const CHARGES: &str = "each charge has its receipt, each receipt its charge";
 const CREDITS: &str = "each credit has its payment, each payment its credit";
+const WITHDRAWN: &str = "each withdrawal has its entry, and no other";
 const TOTALS: &str = "usage totals = the sums of receipts";
 const KEYS: &str = "spending of keys = their receipts and open holds";
 const FIGURES: &str = "charges follow from usage and prices";
@@ -44,6 +45,12 @@ async fn fill(books: &Books) {
         ledger.hold(&open).await.unwrap();
         assert_eq!(ledger.balance(payer).await.unwrap(), balance(1500 - 2 * 72, 200));
     }
+    // Payments 5 to 7.
+    let saver = wallet(3);
+    books.credit(saver, 1000).await;
+    books.withdraw(saver, 300, "finalized").await;
+    books.withdraw(saver, 200, "broadcast").await;
+    assert_eq!(ledger.balance(saver).await.unwrap(), balance(700, 200));
 }
 
 /// The command that operators run. No chain answers.
@@ -77,6 +84,7 @@ async fn books_that_agree_pass() {
             ENDS_ONCE,
             CHARGES,
             CREDITS,
+            WITHDRAWN,
             TOTALS,
             KEYS,
             FIGURES,
@@ -88,7 +96,7 @@ async fn books_that_agree_pass() {
         let table = String::from_utf8(output.stdout).unwrap();
         assert_eq!(output.status.code(), Some(0), "{table}{}", String::from_utf8_lossy(&output.stderr));
         assert!(!table.contains("DRIFT"), "{table}");
-        assert!(table.contains("8 entries"), "{table}");
+        assert!(table.contains("10 entries"), "{table}");
         let of_the_chain = table.lines().find(|line| line.contains("on the chain")).unwrap();
         assert!(of_the_chain.starts_with("skipped"), "{table}");
     })
@@ -267,6 +275,44 @@ const ALTERATIONS: &[Alteration] = &[
         postgres: &[],
         statement: "DELETE FROM payments WHERE id = 1",
         drift: &[CREDITS],
+    },
+    Alteration {
+        what: "what a withdrawal came to",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE payments SET value_micro = value_micro + 1 WHERE id = 6",
+        drift: &[WITHDRAWN],
+    },
+    Alteration {
+        what: "a withdrawal that was paid passed off as given back",
+        sqlite: &["DROP TRIGGER payments_legal_moves", "DROP TRIGGER withdrawals_end_once"],
+        postgres: &[
+            "ALTER TABLE payments DISABLE TRIGGER payments_legal_moves",
+            "ALTER TABLE payments DISABLE TRIGGER withdrawals_end_once",
+        ],
+        statement: "UPDATE payments SET state = 'expired' WHERE id = 6",
+        drift: &[WITHDRAWN],
+    },
+    Alteration {
+        what: "whose a withdrawal was",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE payments SET to_wallet = '0x0101010101010101010101010101010101010101' WHERE id = 6",
+        drift: &[WITHDRAWN],
+    },
+    Alteration {
+        what: "a withdrawal passed off as a payment",
+        sqlite: &[],
+        postgres: &[],
+        statement: "UPDATE payments SET kind = 'authorization' WHERE id = 6",
+        drift: &[CREDITS, WITHDRAWN],
+    },
+    Alteration {
+        what: "a withdrawal under way deleted",
+        sqlite: &[],
+        postgres: &[],
+        statement: "DELETE FROM payments WHERE id = 7",
+        drift: &[LOCKED],
     },
     Alteration {
         what: "a usage total",

@@ -2,6 +2,7 @@
 
 use std::process::{Command, Output};
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::support::chain::TestChain;
 use crate::support::gateway::{Gateway, MODEL, Setup, UPSTREAM_KEY, every_kind, every_kinds_models, micro};
@@ -10,6 +11,8 @@ use crate::support::wallet::TestWallet;
 use crate::support::{project_root, tool};
 
 const TOPUP_USD: &str = "2";
+/// Of a chain that others use as well.
+const BETWEEN_BLOCKS: Duration = Duration::from_millis(300);
 
 /// A house for one client: a gateway, a funded wallet, and a key of it with a balance.
 struct House {
@@ -204,21 +207,38 @@ async fn chromium_runs_the_dapp() {
 /// since a page may stop its blocks. What the wallet paid is its balance and what its requests cost.
 async fn read_docs(page: &str) {
     let models = ModelServer::shared();
-    let gateway = Gateway::start(&Arc::new(TestChain::start()), &models.base_url).await;
-    read_docs_at(gateway, page).await;
+    let (chain, treasury) = (Arc::new(TestChain::start()), TestWallet::random());
+    let setup = Setup {
+        pay_to: treasury.address(),
+        env: vec![("FAREBOX_TREASURY_KEY".into(), treasury.private_key())],
+        ..Setup::new(&chain, &models.base_url)
+    };
+    // As others' transactions make blocks, so that what a page waits for becomes final.
+    let others = (page == "CURL.md").then(|| {
+        tokio::spawn(async move {
+            loop {
+                chain.mine(1).await;
+                tokio::time::sleep(BETWEEN_BLOCKS).await;
+            }
+        })
+    });
+    read_docs_at(Gateway::start_with(setup).await, page).await;
+    others.inspect(|others| others.abort());
 }
 
 async fn read_docs_at(gateway: Gateway, page: &str) {
     let wallet = TestWallet::random();
     gateway.chain().mint(wallet.address(), micro("5")).await;
     let house = House { gateway, wallet, api_key: String::new(), poor_api_key: String::new() };
+    let treasury_key = house.gateway.setup.env.iter().find(|(name, _)| name == "FAREBOX_TREASURY_KEY");
     house.run(
         node("run_docs.mjs")
             .arg(format!("../../docs/{page}"))
             .env("FAREBOX_BIN", env!("CARGO_BIN_EXE_farebox"))
             .env("FAREBOX_CONFIG", house.gateway.config())
             .env("FAREBOX_RELAYER_KEY", house.gateway.setup.relayer.private_key())
-            .env("UPSTREAM_KEY", UPSTREAM_KEY),
+            .env("UPSTREAM_KEY", UPSTREAM_KEY)
+            .envs(treasury_key.map(|(name, key)| (name, key))),
     );
     let House { gateway, wallet, .. } = house;
     let paid = micro("5") - gateway.chain().usdc_of(wallet.address()).await;

@@ -56,6 +56,9 @@ fn the_routes_are_those_of_the_contract() {
         ("/llms.txt", "GET", Access::Public),
         ("/v1/topup", "POST", Access::X402),
         ("/v1/topups/{wallet}", "GET", Access::Caller),
+        ("/v1/withdrawals", "POST", Access::Siwe),
+        ("/v1/withdrawals", "GET", Access::Caller),
+        ("/v1/withdrawals/{id}", "GET", Access::Caller),
         ("/v1/auth/nonce", "GET", Access::Public),
         ("/v1/auth/session", "POST", Access::Siwe),
         ("/v1/auth/session/revoke", "POST", Access::Session),
@@ -88,7 +91,10 @@ fn the_routes_are_those_of_the_contract() {
 
 #[tokio::test]
 async fn every_route_is_public_or_asks_who_calls() {
-    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
+    let treasury = TestWallet::random();
+    let env = vec![("FAREBOX_TREASURY_KEY".into(), treasury.private_key())];
+    let setup = Setup { pay_to: treasury.address(), env, ..Setup::usual() };
+    let gateway = Gateway::start_with(with_media(setup)).await;
     // Without it there are no reserves to be asked for. Of blocks that it has not made itself anvil has no state.
     for _ in 0..3 {
         gateway.chain().rpc("evm_mine", json!([])).await;
@@ -596,10 +602,11 @@ async fn topups_are_listed_newest_first_in_pages() {
     assert_eq!(amounts, [3_000_000, 2_000_000, 1_000_000]);
     for row in rows {
         let named = ["amount_usdc", "created_at", "id", "network", "status", "tx_hash", "wallet"];
-        let more = ["asset", "object", "pay_to", "signature", "updated_at"];
+        let more = ["asset", "kind", "object", "pay_to", "signature", "updated_at"];
         let mut all = [named.as_slice(), more.as_slice()].concat();
         all.sort_unstable();
         assert_eq!(members(row), all);
+        assert_eq!(row["kind"], "payment");
         assert!(matches!(row["status"].as_str(), Some("credited" | "finalized")), "{row}");
         assert_time(&row["created_at"]);
     }

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::support::gateway::{Gateway, MODEL, Setup};
 use crate::support::media::with_media;
 use crate::support::tool;
+use crate::support::wallet::TestWallet;
 
 #[tokio::test]
 async fn the_document_describes_what_is_served() {
@@ -28,6 +29,18 @@ async fn the_document_describes_what_is_served() {
     }
     assert!(llms.text().starts_with("# Farebox\n") && llms.text().contains(MODEL));
     assert!(llms.text().contains(&format!("{}/v1/topup", gateway.url(""))));
+}
+
+/// A gateway that does all that there is.
+async fn whole() -> Gateway {
+    let treasury = TestWallet::random();
+    let setup = Setup {
+        pay_to: treasury.address(),
+        env: vec![("FAREBOX_TREASURY_KEY".into(), treasury.private_key())],
+        payments: "deposits = true".into(),
+        ..Setup::usual()
+    };
+    Gateway::start_with(with_media(setup)).await
 }
 
 /// Sends what the document allows and what it does not, and reads whether each answer is one that it names.
@@ -57,14 +70,14 @@ fn explore(gateway: &Gateway, headers: &[(&str, &str)]) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_without_a_credential_is_a_documented_one() {
-    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
+    let gateway = whole().await;
     explore(&gateway, &[]);
     gateway.audit();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_to_a_key_is_a_documented_one() {
-    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
+    let gateway = whole().await;
     let customer = gateway.customer("5").await;
     explore(&gateway, &[("Authorization", &format!("Bearer {}", customer.key.secret))]);
     gateway.audit();
@@ -72,7 +85,7 @@ async fn every_answer_to_a_key_is_a_documented_one() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn every_answer_to_a_session_is_a_documented_one() {
-    let gateway = Gateway::start_with(with_media(Setup::usual())).await;
+    let gateway = whole().await;
     let customer = gateway.customer("5").await;
     let signed = gateway.sign_in(&customer.wallet).body();
     let session = gateway.post("/v1/auth/session").json(&signed).send().await.expect(201).json();

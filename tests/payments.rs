@@ -2,6 +2,7 @@
 
 mod bench;
 mod chain_events;
+mod deposits;
 mod faults;
 mod faulty_rpc;
 mod journal_model;
@@ -13,3 +14,4 @@ mod rpc_endpoints;
 mod settlement;
 mod smart_wallets;
 mod verification;
+mod withdrawals;

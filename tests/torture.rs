@@ -1,6 +1,8 @@
 //! The gateway, and PostgreSQL under it, killed again and again, at every step of a settlement and at
-//! moments of chance: each payment whose USDC reached the treasury is credited once, and no other.
+//! moments of chance: each payment and each deposit whose USDC reached the treasury is credited once, and no
+//! other; each withdrawal is paid once.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -8,20 +10,39 @@ use std::time::{Duration, Instant};
 use farebox::id::Entropy;
 use serde_json::{Value, json};
 
-use crate::support::chain::TestChain;
-use crate::support::gateway::{Gateway, Setup};
+use crate::support::chain::{TestChain, USDC, word};
+use crate::support::gateway::{Call, Gateway, Setup};
 use crate::support::postgres::Postgres;
 use crate::support::wallet::{SignedPayment, TestWallet};
 use crate::support::{PATIENCE, eventually, unix_seconds};
 
-/// The places where a settlement can be cut off: see the failpoints in `src/payments`.
-const PLACES: [&str; 8] =
-    ["verified", "signing", "signed", "sent", "broadcast", "mined", "crediting", "credited"];
+/// The places where money on its way in or out can be cut off: see the failpoints in `src/payments`.
+const PLACES: [&str; 17] = [
+    "verified",
+    "signing",
+    "signed",
+    "sent",
+    "broadcast",
+    "mined",
+    "crediting",
+    "credited",
+    "deposit_noted",
+    "deposits_noted",
+    "deposits_searched",
+    "deposit_crediting",
+    "deposit_credited",
+    "withdrawal_holding",
+    "withdrawal_held",
+    "withdrawing",
+    "withdrawn",
+];
 /// Rounds in a run of the whole suite, each with a kill; `make torture` asks for more.
 const ROUNDS: usize = 24;
 /// Payments sent at what is about to die.
 const PAYMENTS_A_ROUND: usize = 3;
 const WALLETS: usize = 12;
+/// The first round with a withdrawal: by then every wallet has paid.
+const FIRST_WITHDRAWAL: usize = 4;
 const MICRO: u64 = 1_000_000;
 /// A gateway that reaches no failpoint within this is killed from outside.
 const LONGEST_LIFE: Duration = Duration::from_secs(2);
@@ -49,15 +70,22 @@ struct Torture {
     /// PostgreSQL, where it is the database.
     server: Option<Postgres>,
     chain: Arc<TestChain>,
+    treasury: TestWallet,
     gateway: Gateway,
     rounds: usize,
     wallets: Vec<TestWallet>,
     /// All that were ever sent, each with its wallet's number.
     payments: Vec<(usize, SignedPayment)>,
+    /// How many deposits were sent on the chain.
+    deposits: u64,
+    /// All that were ever asked for, each with its wallet's number and its name.
+    withdrawals: Vec<(usize, String)>,
     /// What each wallet was told that it has been credited.
     acknowledged: Vec<AtomicU64>,
     gateway_kills: usize,
     database_kills: usize,
+    /// How often it died by itself at each place.
+    died_at: BTreeMap<&'static str, usize>,
 }
 
 impl Torture {
@@ -68,35 +96,50 @@ impl Torture {
             None => None,
         };
         let chain = Arc::new(TestChain::start());
-        let setup = Setup { database_url, ..Setup::new(&chain, "http://127.0.0.1:9/v1") };
+        let treasury = TestWallet::random();
+        let setup = Setup {
+            database_url,
+            pay_to: treasury.address(),
+            payments: "deposits = true\ndeposits_from_block = 1\nwithdrawals_per_wallet_day_usd = \"0\""
+                .into(),
+            env: vec![treasury_key(&treasury)],
+            ..Setup::new(&chain, "http://127.0.0.1:9/v1")
+        };
         let gateway = Gateway::start_with(setup).await;
         let mut wallets = Vec::new();
         for _ in 0..WALLETS {
             let wallet = TestWallet::random();
-            chain.mint(wallet.address(), u64::try_from(rounds * PAYMENTS_A_ROUND).unwrap() * MICRO).await;
+            chain.mint(wallet.address(), funds(rounds)).await;
+            chain.rpc("anvil_impersonateAccount", json!([wallet.address()])).await;
+            chain.give_gas(wallet.address()).await;
             wallets.push(wallet);
         }
         let acknowledged = wallets.iter().map(|_| AtomicU64::new(0)).collect();
-        let payments = Vec::new();
+        let (payments, withdrawals) = (Vec::new(), Vec::new());
         let (gateway_kills, database_kills) = (0, 0);
         Self {
             database,
             server,
             chain,
+            treasury,
             gateway,
             rounds,
             wallets,
             payments,
+            deposits: 0,
+            withdrawals,
             acknowledged,
             gateway_kills,
             database_kills,
+            died_at: BTreeMap::new(),
         }
     }
 
     async fn run(mut self) {
         let began = Instant::now();
-        let mut rested = 0;
+        let mut rested = (0, 0);
         for round in 0..self.rounds {
+            self.deposit(round).await;
             match self.victim(round) {
                 Victim::Gateway => self.kill_the_gateway(round).await,
                 Victim::Database => self.kill_the_database(round).await,
@@ -104,32 +147,70 @@ impl Torture {
             }
             if round % 10 == 9 {
                 self.come_to_rest(rested).await;
-                rested = self.payments.len();
+                rested = (self.payments.len(), self.withdrawals.len());
             }
         }
-        self.come_to_rest(0).await;
+        self.come_to_rest((0, 0)).await;
 
-        let credited = u64::try_from(self.payments.len()).unwrap() * MICRO;
+        let arrived = (u64::try_from(self.payments.len()).unwrap() + self.deposits) * MICRO;
+        let left = u64::try_from(self.withdrawals.len()).unwrap() * MICRO;
+        let credited = arrived - left;
+        self.wait_for_deposits(credited).await;
         let treasury = self.chain.usdc_of(self.gateway.setup.pay_to).await;
-        let mut balances = 0;
+        let (mut balances, mut on_chain) = (0, 0);
         for wallet in &self.wallets {
             balances += self.gateway.balance(wallet).await.balance;
+            on_chain += self.chain.usdc_of(wallet.address()).await;
         }
-        println!("| database | gateway kills | database kills | payments | lost | doubled | seconds |");
-        println!("|---|---|---|---|---|---|---|");
+        let paid_out = on_chain + arrived - u64::try_from(WALLETS).unwrap() * funds(self.rounds);
         println!(
-            "| {} | {} | {} | {} | {} | {} | {} |",
+            "| database | gateway kills | database kills | payments | deposits | withdrawals | lost | doubled | \
+             sent twice | seconds |"
+        );
+        println!("|---|---|---|---|---|---|---|---|---|---|");
+        println!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             self.database,
             self.gateway_kills,
             self.database_kills,
             self.payments.len(),
+            self.deposits,
+            self.withdrawals.len(),
             credited.saturating_sub(balances) / MICRO,
             balances.saturating_sub(credited) / MICRO,
+            paid_out.saturating_sub(left) / MICRO,
             began.elapsed().as_secs()
         );
-        assert_eq!(balances, credited, "each payment is credited once");
+        println!("died at: {:?}", self.died_at);
+        assert_eq!(paid_out, left, "each withdrawal is paid once");
+        assert_eq!(balances, credited, "each payment and each deposit is credited once");
         assert_eq!(treasury, credited, "the treasury holds what is credited");
         self.gateway.audit();
+    }
+
+    /// A wallet just sends USDC to the treasury.
+    async fn deposit(&mut self, round: usize) {
+        let from = self.wallets[round % WALLETS].address();
+        let transfer = format!("0xa9059cbb{}{MICRO:064x}", word(self.treasury.address()));
+        self.chain.send(from, USDC, &transfer).await;
+        self.deposits += 1;
+    }
+
+    /// The last deposits are found when they are final.
+    async fn wait_for_deposits(&self, credited: u64) {
+        self.chain.mine(3).await;
+        let deadline = unix_seconds() + 60;
+        loop {
+            let mut balances = 0;
+            for wallet in &self.wallets {
+                balances += self.gateway.balance(wallet).await.balance;
+            }
+            // What is missing then is said by whoever called.
+            if balances >= credited || unix_seconds() > deadline {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
     }
 
     /// One round in five is PostgreSQL's, and of those every other one the gateway's as well.
@@ -147,11 +228,19 @@ impl Torture {
         self.gateway_kills += 1;
         // It may die while it picks up what the last one left: that is a kill as well.
         if !self.start_gateway(place) {
+            self.died_at.entry(place.unwrap_or("start")).and_modify(|times| *times += 1).or_insert(1);
             return;
         }
         let sent = self.sign(round);
+        let asked = self.name_withdrawal(round);
         let life = if place.is_some() { LONGEST_LIFE } else { a_moment(64) };
-        let _ = tokio::time::timeout(life, self.send_all(&sent)).await;
+        let work = async { tokio::join!(self.send_all(&sent), self.withdraw_all(&asked)) };
+        let _ = tokio::time::timeout(life, work).await;
+        if let Some(place) = place
+            && self.gateway.has_ended()
+        {
+            self.died_at.entry(place).and_modify(|times| *times += 1).or_insert(1);
+        }
         self.gateway.kill_9();
     }
 
@@ -159,8 +248,9 @@ impl Torture {
     async fn kill_the_database(&mut self, round: usize) {
         assert!(self.start_gateway(None), "{}", self.gateway.logs());
         let sent = self.sign(round);
+        let asked = self.name_withdrawal(round);
         let mut server = self.server.take().unwrap();
-        let (answers, ()) = tokio::join!(self.send_all(&sent), async {
+        let (answers, (), ()) = tokio::join!(self.send_all(&sent), self.withdraw_all(&asked), async {
             tokio::time::sleep(a_moment(200)).await;
             server.kill_9();
             server.restart().await;
@@ -185,7 +275,9 @@ impl Torture {
     async fn kill_both(&mut self, round: usize) {
         assert!(self.start_gateway(None), "{}", self.gateway.logs());
         let sent = self.sign(round);
-        let _ = tokio::time::timeout(a_moment(128), self.send_all(&sent)).await;
+        let asked = self.name_withdrawal(round);
+        let work = async { tokio::join!(self.send_all(&sent), self.withdraw_all(&asked)) };
+        let _ = tokio::time::timeout(a_moment(128), work).await;
         let server = self.server.as_mut().unwrap();
         if Entropy.bytes::<1>()[0].is_multiple_of(2) {
             server.kill_9();
@@ -202,17 +294,59 @@ impl Torture {
     /// Starts the gateway, which has been killed, so that it dies at `place`; whether it comes to be ready.
     fn start_gateway(&mut self, place: Option<&str>) -> bool {
         self.gateway.kill_9();
-        self.gateway.setup.env =
-            place.map(|place| ("FAREBOX_CRASH_AT".into(), place.into())).into_iter().collect();
+        let crash = place.map(|place| ("FAREBOX_CRASH_AT".into(), place.into()));
+        self.gateway.setup.env = crash.into_iter().chain([treasury_key(&self.treasury)]).collect();
         self.gateway.try_restart()
     }
 
-    /// Starts the gateway without a failpoint, and sends the payments from number `first` on again until
-    /// each is credited.
-    async fn come_to_rest(&mut self, first: usize) {
+    /// Starts the gateway without a failpoint, and sends the payments and withdrawals from these numbers on
+    /// again until each is credited, or final.
+    async fn come_to_rest(&mut self, (payment, withdrawal): (usize, usize)) {
         assert!(self.start_gateway(None), "{}", self.gateway.logs());
         self.assert_nothing_forgotten().await;
-        self.send_until_credited(&self.payments[first..]).await;
+        self.send_until_credited(&self.payments[payment..]).await;
+        for (wallet, name) in &self.withdrawals[withdrawal..] {
+            eventually("a withdrawal is final", async || {
+                self.chain.mine(1).await;
+                let answer = withdraw(&self.gateway, &self.wallets[*wallet], name).await;
+                match answer {
+                    Some((200, body)) => {
+                        assert_eq!(
+                            (&body["status"], &body["amount_usdc"]),
+                            (&json!("finalized"), &json!(MICRO))
+                        );
+                        Some(())
+                    }
+                    other => {
+                        assert!(is_no_refusal(other.as_ref()), "{other:?}\n{}", self.gateway.logs());
+                        None
+                    }
+                }
+            })
+            .await;
+        }
+    }
+
+    /// The withdrawal of a round, which is written down to be asked for again.
+    fn name_withdrawal(&mut self, round: usize) -> Vec<(usize, String)> {
+        if round < FIRST_WITHDRAWAL {
+            return Vec::new();
+        }
+        let named = (round % WALLETS, format!("round-{round}"));
+        self.withdrawals.push(named.clone());
+        vec![named]
+    }
+
+    /// Asks for withdrawals, each twice at once.
+    async fn withdraw_all(&self, withdrawals: &[(usize, String)]) {
+        for (wallet, name) in withdrawals {
+            let wallet = &self.wallets[*wallet];
+            let (a, b) =
+                tokio::join!(withdraw(&self.gateway, wallet, name), withdraw(&self.gateway, wallet, name));
+            for answer in [a, b] {
+                assert!(is_no_refusal(answer.as_ref()), "{answer:?}\n{}", self.gateway.logs());
+            }
+        }
     }
 
     /// The payments of a round, which are written down to be sent again.
@@ -260,13 +394,40 @@ impl Torture {
 
     /// What somebody was told is credited no kill undoes.
     async fn assert_nothing_forgotten(&self) {
-        for (wallet, acknowledged) in self.wallets.iter().zip(&self.acknowledged) {
+        for (number, (wallet, acknowledged)) in self.wallets.iter().zip(&self.acknowledged).enumerate() {
             let acknowledged = acknowledged.load(Ordering::Relaxed);
-            if acknowledged > 0 {
+            let withdrawn = self.withdrawals.iter().filter(|(of, _)| *of == number).count();
+            let least = acknowledged.saturating_sub(u64::try_from(withdrawn).unwrap() * MICRO);
+            if least > 0 {
                 let balance = self.gateway.balance(wallet).await.balance;
-                assert!(balance >= acknowledged, "{balance} of {acknowledged} that were credited");
+                assert!(balance >= least, "{balance} of {acknowledged} that were credited");
             }
         }
+    }
+}
+
+/// What a wallet has at first: more than it is to send.
+fn funds(rounds: usize) -> u64 {
+    u64::try_from(rounds * (PAYMENTS_A_ROUND + 1)).unwrap() * MICRO
+}
+
+fn treasury_key(treasury: &TestWallet) -> (String, String) {
+    ("FAREBOX_TREASURY_KEY".into(), treasury.private_key())
+}
+
+/// Asks for a withdrawal of a dollar.
+async fn withdraw(gateway: &Gateway, wallet: &TestWallet, name: &str) -> Option<(u16, Value)> {
+    let mut body = gateway.sign_in(wallet).body();
+    body["amount"] = json!(1);
+    let call = gateway.post("/v1/withdrawals").json(&body).header("idempotency-key", name);
+    read(call).await
+}
+
+/// Whether a withdrawal is on its way, or can be asked for again: what it takes may not be final yet.
+fn is_no_refusal(answer: Option<&(u16, Value)>) -> bool {
+    match answer {
+        Some((409, body)) => body["error"]["code"] == "not_withdrawable",
+        other => matches!(other, Some((200 | 202 | 429 | 503, _)) | None),
     }
 }
 
@@ -284,7 +445,11 @@ fn may_come_to_rest(answer: Option<&(u16, Value)>) -> bool {
 /// Sends a payment; what the answer is, or whether there is one, is its sender's affair.
 async fn send(gateway: &Gateway, payment: &SignedPayment) -> Option<(u16, Value)> {
     let call = gateway.post("/v1/topup").json(&json!({"amount": 1}));
-    let answer = call.header("x-payment", &payment.v2_header()).0.timeout(PATIENCE).send().await.ok()?;
+    read(call.header("x-payment", &payment.v2_header())).await
+}
+
+async fn read(call: Call) -> Option<(u16, Value)> {
+    let answer = call.0.timeout(PATIENCE).send().await.ok()?;
     let status = answer.status().as_u16();
     let body = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
     Some((status, body))

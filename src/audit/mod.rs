@@ -13,7 +13,7 @@ use crate::db::{Db, DbError, DbTx};
 use crate::id::Wallet;
 use crate::ledger::{Outcome, Receipt};
 use crate::money::MicroUsdc;
-use crate::payments::{self, Payment};
+use crate::payments::{self, Payment, State};
 
 /// Rows that are named when a check finds some.
 const NAMED: usize = 3;
@@ -91,13 +91,19 @@ pub async fn run(db: &Db, chain: Option<(&Chain, Wallet)>) -> Result<Report, DbE
     }
     check_charges(&mut tx, &mut report).await?;
     let credited = payments::all_credited(&mut tx).await?;
+    let in_suspense = payments::all_in_suspense(&mut tx).await?;
+    let withdrawals = payments::all_withdrawals(&mut tx).await?;
     let owed = store::owed(&mut tx).await?;
     drop(tx);
     match chain {
         None => report.add(CREDITS_ON_CHAIN, Verdict::Skipped, "no chain was given"),
         Some((chain, treasury)) => {
-            if let Err(error) = check_chain(chain, treasury, &credited, owed, &mut report).await {
+            let moved = Moved { credited, in_suspense, withdrawals };
+            if let Err(error) = check_chain(chain, treasury, &moved, owed, &mut report).await {
                 report.add(CREDITS_ON_CHAIN, Verdict::Skipped, error.to_string());
+            }
+            if let Err(error) = check_withdrawals(chain, &moved.withdrawals, &mut report).await {
+                report.add(WITHDRAWALS_ON_CHAIN, Verdict::Skipped, error.to_string());
             }
         }
     }
@@ -105,6 +111,7 @@ pub async fn run(db: &Db, chain: Option<(&Chain, Wallet)>) -> Result<Report, DbE
 }
 
 const CREDITS_ON_CHAIN: &str = "each credit has its transfer on the chain";
+const WITHDRAWALS_ON_CHAIN: &str = "each withdrawal has its transfer on the chain";
 
 /// Works every receipt's charge out again from its usage and its frozen prices.
 async fn check_charges(tx: &mut DbTx, report: &mut Report) -> Result<(), DbError> {
@@ -148,10 +155,19 @@ fn wrong_charge(receipt: &Receipt) -> Option<String> {
     None
 }
 
+/// What the books know to have arrived, and to have left.
+struct Moved {
+    credited: Vec<Payment>,
+    /// Of wallets that nobody knows yet, and what is too little.
+    in_suspense: Vec<Payment>,
+    /// In whatever state.
+    withdrawals: Vec<Payment>,
+}
+
 async fn check_chain(
     chain: &Chain,
     treasury: Wallet,
-    credited: &[Payment],
+    moved: &Moved,
     owed: MicroUsdc,
     report: &mut Report,
 ) -> Result<(), ChainError> {
@@ -159,7 +175,8 @@ async fn check_chain(
     let mut at_odds = Vec::new();
     let mut uncredited = 0usize;
     let mut by_receiver: BTreeMap<Wallet, Vec<&Payment>> = BTreeMap::new();
-    for payment in credited {
+    let Moved { credited, in_suspense, withdrawals } = moved;
+    for payment in credited.iter().chain(in_suspense) {
         by_receiver.entry(payment.authorization.to).or_default().push(payment);
     }
     for (receiver, payments) in by_receiver {
@@ -179,11 +196,23 @@ async fn check_chain(
         uncredited += on_chain.len();
     }
     report.check(CREDITS_ON_CHAIN, format_args!("{} credits up to block {head}", credited.len()), &at_odds);
+    if !in_suspense.is_empty() {
+        let micro: i64 = in_suspense.iter().map(|deposit| deposit.value.get()).fold(0, i64::saturating_add);
+        let detail = format!(
+            "{} deposits of {micro} micro-USDC wait for their wallets: farebox payments suspense",
+            in_suspense.len()
+        );
+        report.add("each deposit is credited", Verdict::Warning, detail);
+    }
     if uncredited > 0 {
         let detail = format!("{uncredited} transfers to the treasury belong to no credit");
         report.add("each transfer to the treasury is credited", Verdict::Warning, detail);
     }
     let held = chain.token_balance(treasury).await?;
+    // What is in a block has left the treasury, and the balance when it is final.
+    let sent = withdrawals.iter().filter(|withdrawal| withdrawal.state == State::Mined);
+    let sent = sent.map(|withdrawal| withdrawal.value.get()).fold(0, i64::saturating_add);
+    let owed = MicroUsdc::new(owed.get().saturating_sub(sent));
     let enough = u64::try_from(owed.get()).is_ok_and(|owed| held >= U256::from(owed));
     let verdict = if enough { Verdict::Ok } else { Verdict::Warning };
     report.add(
@@ -191,5 +220,50 @@ async fn check_chain(
         verdict,
         format!("{held} micro-USDC held, {owed} owed"),
     );
+    Ok(())
+}
+
+async fn check_withdrawals(
+    chain: &Chain,
+    withdrawals: &[Payment],
+    report: &mut Report,
+) -> Result<(), ChainError> {
+    let head = chain.head().await?.number;
+    let mut at_odds = Vec::new();
+    let (mut finals, mut unknown) = (0usize, 0usize);
+    let mut by_sender: BTreeMap<Wallet, Vec<&Payment>> = BTreeMap::new();
+    for withdrawal in withdrawals {
+        by_sender.entry(withdrawal.authorization.from).or_default().push(withdrawal);
+    }
+    for (sender, withdrawals) in by_sender {
+        let first = withdrawals.iter().filter_map(|w| u64::try_from(w.block_number?).ok()).min();
+        let Some(first) = first else { continue };
+        let transfers = chain.transfers_from(sender, first, head).await?;
+        let mut on_chain: HashMap<_, _> = transfers
+            .into_iter()
+            .map(|(found, to, value)| ((found.tx_hash.to_string(), found.log_index), (to, value)))
+            .collect();
+        let is_final = |withdrawal: &&&Payment| withdrawal.state == State::Finalized;
+        for withdrawal in withdrawals.iter().filter(is_final) {
+            finals += 1;
+            let index = withdrawal.log_index.and_then(|index| u64::try_from(index).ok());
+            let place = withdrawal.tx_hash.clone().zip(index);
+            let authorization = &withdrawal.authorization;
+            let paid = place.and_then(|place| on_chain.remove(&place));
+            if paid != Some((authorization.to, authorization.value)) {
+                at_odds.push(format!("withdrawal {} of {} is not there", withdrawal.id, withdrawal.value));
+            }
+        }
+        let known: Vec<_> = withdrawals.iter().map(|withdrawal| withdrawal.authorization.nonce).collect();
+        let used = chain.authorizations_used(sender, first, head).await?;
+        unknown += used.iter().filter(|nonce| !known.contains(nonce)).count();
+    }
+    report.check(WITHDRAWALS_ON_CHAIN, format_args!("{finals} withdrawals up to block {head}"), &at_odds);
+    if unknown > 0 {
+        // As after a backup was restored: what was paid since is still in balances.
+        let detail =
+            format!("{unknown} authorizations of the treasury were carried out that are no withdrawal here");
+        report.add("each authorization of the treasury is a withdrawal", Verdict::Warning, detail);
+    }
     Ok(())
 }

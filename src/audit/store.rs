@@ -58,12 +58,18 @@ pub const CHECKS: &[Check] = &[
                   WHERE w.balance_micro <> COALESCE(e.total, 0) OR w.seq <> COALESCE(e.entries, 0)",
     },
     Check {
-        name: "locked = the sum of the wallet's open holds",
-        of: "open holds",
-        count: "SELECT COUNT(*) AS n FROM holds",
+        name: "locked = the sum of open holds and withdrawals",
+        of: "holds and withdrawals",
+        count: "SELECT (SELECT COUNT(*) FROM holds) + (SELECT COUNT(*) FROM payments WHERE kind = 'withdrawal'
+                    AND state IN ('verified', 'signed', 'broadcast', 'mined', 'credited')) AS n",
         at_odds: "SELECT w.address || ' has ' || w.locked_micro || ' locked, holds say ' || COALESCE(h.total, 0) AS what
                   FROM wallets w LEFT JOIN (
-                      SELECT wallet, CAST(SUM(amount_micro) AS BIGINT) AS total FROM holds GROUP BY wallet
+                      SELECT wallet, CAST(SUM(locked) AS BIGINT) AS total FROM (
+                          SELECT wallet, amount_micro AS locked FROM holds
+                          UNION ALL
+                          SELECT to_wallet, value_micro FROM payments WHERE kind = 'withdrawal'
+                             AND state IN ('verified', 'signed', 'broadcast', 'mined', 'credited')
+                      ) open GROUP BY wallet
                   ) h ON h.wallet = w.address
                   WHERE w.locked_micro <> COALESCE(h.total, 0)",
     },
@@ -106,14 +112,31 @@ pub const CHECKS: &[Check] = &[
         count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'topup'",
         at_odds: "SELECT 'payment ' || p.id || ' credited without an entry' AS what
                   FROM payments p LEFT JOIN entries e
-                    ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.from_wallet
-                   AND e.amount_micro = p.value_micro
-                  WHERE p.state IN ('credited', 'finalized', 'reorged') AND e.reference IS NULL
+                    ON e.kind = 'topup' AND e.reference = CAST(p.id AS TEXT)
+                   AND e.wallet = COALESCE(p.beneficiary, p.from_wallet) AND e.amount_micro = p.value_micro
+                  WHERE p.state IN ('credited', 'finalized', 'reorged') AND p.kind <> 'withdrawal'
+                    AND e.reference IS NULL
                   UNION ALL
                   SELECT 'entry of payment ' || e.reference || ' without a credited payment' AS what
                   FROM entries e LEFT JOIN payments p
                     ON CAST(p.id AS TEXT) = e.reference AND p.state IN ('credited', 'finalized', 'reorged')
+                   AND p.kind <> 'withdrawal'
                   WHERE e.kind = 'topup' AND p.id IS NULL",
+    },
+    Check {
+        name: "each withdrawal has its entry, and no other",
+        of: "withdrawals",
+        count: "SELECT COUNT(*) AS n FROM entries WHERE kind = 'withdrawal'",
+        at_odds: "SELECT 'withdrawal ' || p.id || ' is final without an entry' AS what
+                  FROM payments p LEFT JOIN entries e
+                    ON e.kind = 'withdrawal' AND e.reference = CAST(p.id AS TEXT) AND e.wallet = p.to_wallet
+                   AND e.amount_micro = -p.value_micro
+                  WHERE p.kind = 'withdrawal' AND p.state = 'finalized' AND e.reference IS NULL
+                  UNION ALL
+                  SELECT 'entry of withdrawal ' || e.reference || ' without one that is final' AS what
+                  FROM entries e LEFT JOIN payments p
+                    ON CAST(p.id AS TEXT) = e.reference AND p.kind = 'withdrawal' AND p.state = 'finalized'
+                  WHERE e.kind = 'withdrawal' AND p.id IS NULL",
     },
     Check {
         name: "each undone payment is reversed, and no other",

@@ -225,6 +225,8 @@ impl Siwe {
         }
         let mut tx = self.db.begin().await?;
         let first = store::claim_nonce(&mut tx, wallet, nonce, purpose, expires).await?;
+        // A deposit may wait for that.
+        store::know_wallet(&mut tx, wallet, self.clock.now()).await?;
         tx.commit().await?;
         if first {
             return Ok(());

@@ -26,6 +26,12 @@ pub async fn claim_nonce(
     Ok(inserted == 1)
 }
 
+/// Writes down that a wallet has been here.
+pub async fn know_wallet(tx: &mut DbTx, wallet: Wallet, now: Timestamp) -> Result<(), DbError> {
+    let sql = "INSERT INTO wallets (address, created_at_ms) VALUES ($1, $2) ON CONFLICT DO NOTHING";
+    tx.execute(sql, args![wallet, now]).await.map(drop)
+}
+
 pub async fn nonce_purpose(db: &Db, wallet: Wallet, nonce: &str) -> Result<Option<String>, DbError> {
     let sql = "SELECT purpose FROM siwe_nonces WHERE wallet = $1 AND nonce = $2";
     db.row(sql, args![wallet, nonce]).await?.map(|row| row.text("purpose")).transpose()

@@ -3,6 +3,7 @@
 //! Several RPC endpoints may be configured; a call goes to the first that answers, and whether a
 //! transfer is in the chain all of them are asked ([`Chain::sight`]).
 
+mod arrivals;
 mod endpoints;
 mod sighting;
 mod smart_wallet;
@@ -14,13 +15,15 @@ use alloy::eips::eip2718::Encodable2718 as _;
 use alloy::network::TxSignerSync as _;
 use alloy::primitives::{Address, B256, Bytes, TxKind, U256};
 use alloy::providers::{Provider as _, RootProvider};
-use alloy::rpc::types::{Filter, TransactionInput, TransactionRequest};
+use alloy::rpc::types::{Filter, Log, TransactionInput, TransactionRequest};
+use alloy::signers::SignerSync as _;
 use alloy::signers::local::PrivateKeySigner;
 use alloy::sol_types::{SolCall, SolEvent as _};
 use alloy::transports::{RpcError, TransportErrorKind};
 use secrecy::{ExposeSecret as _, SecretString};
 use std::future::{Future, IntoFuture as _};
 
+pub use arrivals::{Arrival, Arrivals};
 pub use sighting::{Depth, Sighting, View};
 pub use token::{Authorization, TokenDomain};
 
@@ -50,6 +53,20 @@ pub enum ChainError {
     Refused(String),
     #[error("{FAREBOX_RELAYER_KEY} is not a private key", FAREBOX_RELAYER_KEY = crate::config::RELAYER_KEY)]
     BadRelayerKey,
+    #[error("{TREASURY_KEY} is not a private key", TREASURY_KEY = crate::config::TREASURY_KEY)]
+    BadTreasuryKey,
+    #[error(
+        "{TREASURY_KEY} is the key of {actual}, and payments.pay_to is {expected}: withdrawals are paid from there",
+        TREASURY_KEY = crate::config::TREASURY_KEY
+    )]
+    OtherTreasury { expected: Wallet, actual: Wallet },
+    #[error(
+        "{TREASURY_KEY} is one of the relayers' keys: the account that pays gas must not be the treasury",
+        TREASURY_KEY = crate::config::TREASURY_KEY
+    )]
+    TreasuryIsRelayer,
+    #[error("there is no key of the treasury's")]
+    NoTreasuryKey,
     #[error("there is no key for the relayer {0} any more")]
     UnknownRelayer(Wallet),
     #[error("an RPC endpoint answered with nonsense: {0}")]
@@ -154,6 +171,8 @@ pub struct Chain {
     domain: TokenDomain,
     /// The accounts that pay for gas; each sends in its own order, so several settle in parallel.
     relayers: Vec<PrivateKeySigner>,
+    /// Signs what is paid out; it sends nothing itself.
+    treasury: Option<PrivateKeySigner>,
     max_fee_wei: u128,
     /// Contracts that may deploy a wallet on the way (ERC-6492).
     factories: Vec<Wallet>,
@@ -166,6 +185,7 @@ impl Chain {
             chain_id: config.chain_id,
             asset: config.token.address,
             domain: TokenDomain::new(&config.token, config.chain_id),
+            treasury: treasury(config)?,
             relayers: relayers(&config.relayer_keys)?,
             factories: config.erc6492_factories.clone(),
             max_fee_wei: u128::from(config.max_fee_gwei).saturating_mul(WEI_PER_GWEI),
@@ -389,6 +409,18 @@ impl Chain {
         signer.ok_or(ChainError::UnknownRelayer(relayer))
     }
 
+    pub fn has_treasury_key(&self) -> bool {
+        self.treasury.is_some()
+    }
+
+    /// Signs an authorization of the treasury's. Nothing is sent.
+    pub fn sign_authorization(&self, authorization: &Authorization) -> Result<Vec<u8>, ChainError> {
+        let treasury = self.treasury.as_ref().ok_or(ChainError::NoTreasuryKey)?;
+        let hash = authorization.signing_hash(&self.domain);
+        let signature = treasury.sign_hash_sync(&hash).map_err(|e| ChainError::Nonsense(e.to_string()))?;
+        Ok(signature.as_bytes().to_vec())
+    }
+
     /// Signs a call for one account nonce of a relayer of ours. Nothing is sent.
     pub fn sign(
         &self,
@@ -436,7 +468,8 @@ impl Chain {
         })
     }
 
-    /// Every transfer of the token to `receiver` in a range of blocks, with its value.
+    /// Every transfer of the token to `receiver` in a range of blocks, with its value; but for those of
+    /// nothing and those of its own, which bring nothing.
     pub async fn transfers_to(
         &self,
         receiver: Wallet,
@@ -448,7 +481,44 @@ impl Chain {
             .event_signature(usdc::Transfer::SIGNATURE_HASH)
             .topic2(receiver.0.into_word());
         let logs = self.logs(&filter, from_block, to_block).await?;
-        Ok(logs.iter().filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
+        let brings_something = |log: &&Log| {
+            let from = log.topics().get(1);
+            from != Some(&receiver.0.into_word()) && transfer_value(log).is_some_and(|value| !value.is_zero())
+        };
+        let logs = logs.iter().filter(brings_something);
+        Ok(logs.filter_map(|log| Some((found(log)?, transfer_value(log)?))).collect())
+    }
+
+    /// Every transfer of the token by `sender` in a range of blocks, with its receiver and value.
+    pub async fn transfers_from(
+        &self,
+        sender: Wallet,
+        from_block: u64,
+        to_block: u64,
+    ) -> Result<Vec<(FoundTransfer, Wallet, U256)>, ChainError> {
+        let filter = Filter::new()
+            .address(self.asset.0)
+            .event_signature(usdc::Transfer::SIGNATURE_HASH)
+            .topic1(sender.0.into_word());
+        let logs = self.logs(&filter, from_block, to_block).await?;
+        let receiver = |log: &Log| usdc::Transfer::decode_log(&log.inner).ok().map(|event| Wallet(event.to));
+        Ok(logs.iter().filter_map(|log| Some((found(log)?, receiver(log)?, transfer_value(log)?))).collect())
+    }
+
+    /// The nonces of an account's authorizations that were carried out in a range of blocks.
+    pub async fn authorizations_used(
+        &self,
+        authorizer: Wallet,
+        from_block: u64,
+        to_block: u64,
+    ) -> Result<Vec<B256>, ChainError> {
+        let filter = Filter::new()
+            .address(self.asset.0)
+            .event_signature(usdc::AuthorizationUsed::SIGNATURE_HASH)
+            .topic1(authorizer.0.into_word());
+        let logs = self.logs(&filter, from_block, to_block).await?;
+        let nonce = |log: &Log| usdc::AuthorizationUsed::decode_log(&log.inner).ok().map(|event| event.nonce);
+        Ok(logs.iter().filter_map(nonce).collect())
     }
 
     async fn read_token<C: SolCall>(&self, call: &C) -> Result<C::Return, ChainError> {
@@ -481,6 +551,21 @@ impl Chain {
 fn relayers(keys: &SecretString) -> Result<Vec<PrivateKeySigner>, ChainError> {
     let parse = |key: &str| key.trim().parse().map_err(|_| ChainError::BadRelayerKey);
     keys.expose_secret().split(',').map(parse).collect()
+}
+
+/// The treasury's key, if there is one, which must be `pay_to`'s and nobody else's.
+fn treasury(config: &Payments) -> Result<Option<PrivateKeySigner>, ChainError> {
+    let Some(key) = &config.treasury_key else { return Ok(None) };
+    let key =
+        key.expose_secret().trim().parse::<PrivateKeySigner>().map_err(|_| ChainError::BadTreasuryKey)?;
+    let (expected, actual) = (config.pay_to, Wallet(key.address()));
+    if actual != expected {
+        return Err(ChainError::OtherTreasury { expected, actual });
+    }
+    if relayers(&config.relayer_keys)?.iter().any(|relayer| relayer.address() == actual.0) {
+        return Err(ChainError::TreasuryIsRelayer);
+    }
+    Ok(Some(key))
 }
 
 /// The words that geth, reth and anvil answer with when they have a transaction already.

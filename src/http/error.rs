@@ -17,7 +17,7 @@ use crate::http::purchase;
 use crate::ledger::{KeyCap, LedgerError};
 use crate::limits::LimitError;
 use crate::metering::MeteringError;
-use crate::payments::PaymentError;
+use crate::payments::{PaymentError, WithdrawalError};
 use crate::providers::UpstreamError;
 use crate::reserves::ReservesError;
 
@@ -395,6 +395,69 @@ impl From<PaymentError> for ApiError {
             PaymentError::Ledger(cause) => cause.into(),
         }
     }
+}
+
+impl From<WithdrawalError> for ApiError {
+    fn from(error: WithdrawalError) -> Self {
+        let conflict = |code, message: String| Self::new(StatusCode::CONFLICT, code, message);
+        let wait = |code, seconds: i64, message: String| {
+            Self::new(StatusCode::TOO_MANY_REQUESTS, code, message)
+                .with_header(RETRY_AFTER, HeaderValue::from(seconds))
+        };
+        match &error {
+            WithdrawalError::Off => Self::new(
+                StatusCode::NOT_IMPLEMENTED,
+                "withdrawals_off",
+                format!("{error}: ask the operator"),
+            ),
+            WithdrawalError::TooLittle(_) => {
+                let message = format!("{error}: amount must be USD, with at most 6 decimals");
+                Self::invalid("invalid_amount", message).with_param("amount")
+            }
+            WithdrawalError::NotWithdrawable { .. } => {
+                conflict("not_withdrawable", format!("{error}; nothing was taken: ask for less, or later"))
+            }
+            WithdrawalError::InDebt(_) => conflict("wallet_in_debt", format!("{error}; nothing was taken")),
+            WithdrawalError::NameReused => {
+                conflict("idempotency_key_reused", format!("{error}; nothing was taken: use a new key"))
+            }
+            WithdrawalError::Refused(_) => {
+                conflict("withdrawal_refused", format!("{error}; nothing was taken"))
+            }
+            WithdrawalError::TooManyUnfinished => wait(
+                "too_many_withdrawals",
+                10,
+                format!("{error}; nothing was taken: let one of them get into a block"),
+            ),
+            WithdrawalError::DailyCap { retry_after_s, .. } => {
+                wait("withdrawal_cap_reached", *retry_after_s, format!("{error}; nothing was taken"))
+            }
+            WithdrawalError::TreasuryShort | WithdrawalError::Unavailable(_) => {
+                tracing::warn!(%error, "a withdrawal could not be taken");
+                let code = match &error {
+                    WithdrawalError::TreasuryShort => "treasury_short",
+                    _ => "withdrawals_unavailable",
+                };
+                let message = "it cannot be paid at the moment and nothing was taken: ask again later, \
+                               with the same Idempotency-Key and a newly signed message";
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, code, message)
+                    .with_header(RETRY_AFTER, HeaderValue::from_static("30"))
+            }
+            WithdrawalError::Ledger(_) | WithdrawalError::Db(_) => match error {
+                WithdrawalError::Ledger(frozen @ LedgerError::Frozen(_)) => frozen.into(),
+                other => withdrawal_uncertain(&other),
+            },
+        }
+    }
+}
+
+/// The database did not say whether it was written down.
+fn withdrawal_uncertain(cause: &WithdrawalError) -> ApiError {
+    tracing::error!(%cause, "what became of a withdrawal is not known yet");
+    let message = "what became of the withdrawal is not known yet: GET /v1/withdrawals shows it if it is there; \
+                   asked for again with the same Idempotency-Key, it is made once";
+    ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "withdrawals_unavailable", message)
+        .with_header(RETRY_AFTER, HeaderValue::from_static("5"))
 }
 
 fn payments_unavailable(cause: &str, message: &str) -> ApiError {

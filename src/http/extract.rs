@@ -198,6 +198,11 @@ impl Signed {
         })
     }
 
+    /// The message as it was sent.
+    pub fn message(&self) -> &str {
+        self.message.as_deref().unwrap_or_default()
+    }
+
     pub async fn verify(&self, app: &App, purpose: Purpose) -> Result<Wallet, ApiError> {
         let part = |name: &'static str, value: &Option<String>| {
             value.clone().ok_or_else(|| {

@@ -18,6 +18,7 @@ mod session;
 mod status;
 mod topup;
 mod usage;
+mod withdrawals;
 mod x402;
 
 use axum::Router;
@@ -66,6 +67,9 @@ fn routes() -> Routes {
         .get("/v1/models", Access::Public, status::models)
         .post(topup::PATH, Access::X402, topup::topup)
         .get("/v1/topups/{wallet}", Access::Caller, topup::list)
+        .post("/v1/withdrawals", Access::Siwe, withdrawals::create)
+        .get("/v1/withdrawals", Access::Caller, withdrawals::list)
+        .get("/v1/withdrawals/{id}", Access::Caller, withdrawals::get)
         .get("/v1/auth/nonce", Access::Public, session::nonce)
         .post("/v1/auth/session", Access::Siwe, session::create)
         .post("/v1/auth/session/revoke", Access::Session, session::revoke)

@@ -19,7 +19,7 @@ use crate::http::error::ErrorBody;
 use crate::http::inference::{self, BodyType, CHAT, COMPLETIONS, Endpoint, MESSAGES, RESPONSES};
 use crate::http::media::{EMBEDDINGS, IMAGE_EDITS, IMAGES, SPEECH, TRANSCRIPTIONS};
 use crate::http::{Access, json as json_answer, key_limits, route_table};
-use crate::http::{keys, requests, session, status, topup, usage};
+use crate::http::{keys, requests, session, status, topup, usage, withdrawals};
 use crate::pricing::{ModelKind, Unit};
 use crate::reserves::{ProofBody, ReservesBody};
 
@@ -159,6 +159,17 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("GET", "/v1/topups/{wallet}") => {
             new("A wallet's top-ups").list().answers::<topup::TopupList>(schemas, 200, "Newest first")
         }
+        ("POST", "/v1/withdrawals") => new("Send unspent balance back to the wallet that it is of")
+            .body(withdrawal_request())
+            .answers::<withdrawals::WithdrawalBody>(schemas, 202, "On its way: the amount is locked")
+            .answers::<withdrawals::WithdrawalBody>(schemas, 200, "Asked for before, and at its end")
+            .errors(&[403, 409, 501]),
+        ("GET", "/v1/withdrawals") => new("The wallet's withdrawals, and what it could withdraw now")
+            .list()
+            .answers::<withdrawals::WithdrawalList>(schemas, 200, "Newest first"),
+        ("GET", "/v1/withdrawals/{id}") => new("One withdrawal: its receipt")
+            .answers::<withdrawals::WithdrawalBody>(schemas, 200, "The withdrawal")
+            .errors(&[404]),
         ("GET", "/v1/auth/nonce") => {
             new("A nonce for a sign-in").answers::<session::NonceBody>(schemas, 200, "Good for five minutes")
         }
@@ -264,6 +275,18 @@ fn topup_request() -> Value {
             "oneOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"}],
         }},
     })
+}
+
+fn withdrawal_request() -> Value {
+    let mut members = Map::new();
+    let amount = json!({
+        "description": "USD, at most six decimals.",
+        "oneOf": [{"type": "number"}, {"type": "string", "pattern": r"^\d+(\.\d{1,6})?$"}],
+    });
+    members.insert("amount".into(), amount);
+    let mut schema = signed_request(members);
+    schema["required"] = json!(["amount", "message", "signature"]);
+    schema
 }
 
 fn with_label(mut members: Map<String, Value>) -> Map<String, Value> {

@@ -264,7 +264,7 @@ pub fn payment_already_used() -> ApiError {
     ApiError::new(StatusCode::PAYMENT_REQUIRED, "payment_already_used", message)
 }
 
-fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
+pub fn idempotency_key(headers: &HeaderMap) -> Result<Option<&str>, ApiError> {
     let Some(key) = single(headers, &IDEMPOTENCY_KEY)? else { return Ok(None) };
     let key = std::str::from_utf8(key).ok();
     let key = key.filter(|key| {

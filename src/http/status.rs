@@ -14,6 +14,7 @@ use crate::app::App;
 use crate::attest::KnownKey;
 use crate::clock::Timestamp;
 use crate::http::json;
+use crate::money::MicroUsdc;
 use crate::payments::{ChainHealth, RelayerGas};
 use crate::pricing::{ModelKind, Offer, Unit};
 
@@ -87,6 +88,12 @@ pub struct Status {
     max_topup_usd: String,
     /// `ok`, or `unavailable`.
     payments: &'static str,
+    /// On which terms USDC that is just sent to `pay_to` is credited; absent: it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    deposits: Option<Deposits>,
+    /// On which terms balances are paid out again; absent: they are not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    withdrawals: Option<Withdrawals>,
     /// The address of the key that receipts are signed with now.
     receipt_signer: String,
     /// That, and those of before, newest first: what they have signed is the gateway's too.
@@ -100,6 +107,19 @@ struct ReceiptSigner {
     since: String,
     /// RFC 3339. Somebody else may have this key: what it signs is worth nothing any more. Null for all others.
     revoked_at: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Withdrawals {
+    min_usd: String,
+    /// Of a wallet within 24 hours; absent: any amount.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    wallet_day_usd: Option<String>,
+}
+
+#[derive(Serialize, JsonSchema)]
+struct Deposits {
+    min_usd: String,
 }
 
 /// What an agent needs to know before it pays.
@@ -119,6 +139,12 @@ pub async fn status(State(app): State<App>) -> Response {
         payments: if up { "ok" } else { "unavailable" },
         receipt_signer: app.attestor.signer().to_string(),
         receipt_signers: app.attestor.known_keys().into_iter().map(receipt_signer).collect(),
+        deposits: payments.deposits.as_ref().map(|deposits| Deposits { min_usd: deposits.min.to_usd() }),
+        withdrawals: app.payments.pays_out().then(|| {
+            let terms = &payments.withdrawals;
+            let daily = Some(terms.wallet_daily).filter(|cap| *cap > MicroUsdc::ZERO);
+            Withdrawals { min_usd: terms.min.to_usd(), wallet_day_usd: daily.map(MicroUsdc::to_usd) }
+        }),
     };
     json(StatusCode::OK, &body)
 }

@@ -9,13 +9,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::app::App;
-use crate::attest::{AttestError, Attestor, Kind, Signature};
+use crate::attest::{self, AttestError, Attestor, Signature};
 use crate::http::extract::{Caller, Page, PathText, SmallBody, wallet_in_path};
 use crate::http::limits::Limit;
 use crate::http::{ApiError, json, x402};
 use crate::money::MicroUsdc;
 use crate::payments::wire::{Payload, Reason, Requirement, payment_identifier_extension};
-use crate::payments::{Payment, PaymentError};
+use crate::payments::{Kind, Payment, PaymentError};
 
 pub const PATH: &str = "/v1/topup";
 
@@ -65,6 +65,8 @@ struct TopupContents {
     object: &'static str,
     /// The payer.
     wallet: String,
+    /// `payment`, by an authorization that was sent here; or `deposit`, sent to the treasury on the chain.
+    kind: &'static str,
     /// Micro-USDC.
     amount_usdc: i64,
     /// `pending`, `credited`, `finalized`, `failed` or `reversed`.
@@ -142,7 +144,12 @@ pub async fn list(
 fn signed(attestor: &Attestor, payment: &Payment) -> Result<Topup, AttestError> {
     let contents = TopupContents {
         id: payment.id,
-        object: Kind::PaymentReceipt.object(),
+        object: attest::Kind::PaymentReceipt.object(),
+        kind: match payment.kind {
+            Kind::Deposit => "deposit",
+            // Withdrawals are not among these.
+            Kind::Authorization | Kind::Withdrawal => "payment",
+        },
         wallet: payment.authorization.from.to_string(),
         amount_usdc: payment.value.get(),
         status: payment.state.status(),

@@ -333,6 +333,41 @@ impl Ledger {
         Ok(lent)
     }
 
+    /// A wallet's balance, with its row kept from others until the transaction ends. A frozen wallet is refused.
+    pub async fn take(&self, tx: &mut DbTx, wallet: Wallet) -> Result<Balance, LedgerError> {
+        let balance = store::locked_balance(tx, wallet).await?;
+        match store::frozen_reason_in(tx, wallet).await? {
+            Some(reason) => Err(LedgerError::Frozen(reason)),
+            None => Ok(balance),
+        }
+    }
+
+    /// Locks what a withdrawal is to take, inside the transaction that writes it down; the database refuses more
+    /// than there is.
+    pub async fn lock(&self, tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<(), LedgerError> {
+        Ok(store::change_locked(tx, wallet, amount).await?)
+    }
+
+    /// Lets go of it, inside the transaction that ends the withdrawal without a transfer.
+    pub async fn unlock(&self, tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<(), LedgerError> {
+        Ok(store::change_locked(tx, wallet, negative(amount)?).await?)
+    }
+
+    /// Takes what was locked out of the balance, inside the transaction that marks the withdrawal final. A second
+    /// time is refused by the database.
+    pub async fn withdraw(
+        &self,
+        tx: &mut DbTx,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        payment_id: i64,
+    ) -> Result<Balance, LedgerError> {
+        self.unlock(tx, wallet, amount).await?;
+        let reference = payment_id.to_string();
+        let withdrawal = Booking::new(Kind::Withdrawal, &reference, negative(amount)?);
+        Ok(store::book(tx, wallet, withdrawal, self.0.clock.now()).await?)
+    }
+
     /// The operator's own entry, `amount` added or taken, with the reason on it. `reference` names
     /// it: the same adjustment again is the same entry, another under its name is a conflict.
     pub async fn adjust(

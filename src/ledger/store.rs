@@ -17,6 +17,7 @@ pub enum Kind {
     Reversal,
     Debt,
     Repayment,
+    Withdrawal,
     Adjustment,
 }
 
@@ -42,6 +43,7 @@ impl Kind {
             Self::Reversal => "reversal",
             Self::Debt => "debt",
             Self::Repayment => "repayment",
+            Self::Withdrawal => "withdrawal",
             Self::Adjustment => "adjustment",
         }
     }
@@ -49,7 +51,7 @@ impl Kind {
     /// The account on the other side.
     fn contra(self) -> &'static str {
         match self {
-            Self::Topup | Self::Reversal => "treasury",
+            Self::Topup | Self::Reversal | Self::Withdrawal => "treasury",
             Self::Debt | Self::Repayment => "debt",
             Self::Adjustment => "operator",
         }
@@ -330,6 +332,19 @@ const SELECT_FROZEN: &str = "SELECT frozen_reason FROM wallets WHERE address = $
 
 pub async fn frozen_reason(db: &Db, wallet: Wallet) -> Result<Option<String>, DbError> {
     db.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
+}
+
+pub async fn frozen_reason_in(tx: &mut DbTx, wallet: Wallet) -> Result<Option<String>, DbError> {
+    tx.row(SELECT_FROZEN, args![wallet]).await?.map_or(Ok(None), |row| row.text_or_null("frozen_reason"))
+}
+
+/// Locks so much more of a balance, or less.
+pub async fn change_locked(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> Result<(), DbError> {
+    let sql = "UPDATE wallets SET locked_micro = locked_micro + $2 WHERE address = $1";
+    match tx.execute(sql, args![wallet, amount]).await? {
+        1 => Ok(()),
+        _ => Err(DbError::Corrupt(format!("no wallet {wallet}"))),
+    }
 }
 
 /// Whose books the adjustment of this name is in, and its amount.

@@ -4,12 +4,14 @@
 //! chain's own logs. Every step is in the database before the next one needs it, so whoever picks a
 //! payment up, after a crash or on another node, goes on from where it stands.
 
+mod deposits;
 mod finality;
 mod relayers;
 mod settle;
 mod store;
 mod verify;
 pub mod wire;
+mod withdrawals;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -47,13 +49,52 @@ const ADMISSION_TIMEOUT: Duration = Duration::from_secs(30);
 const IDENTIFIER_SECONDS: i64 = 86_400;
 /// A payment unfinished for longer than this is worth an operator's look.
 const SLOW_SECONDS: i64 = 600;
+/// And a withdrawal that is sent and not final for longer than this: finality takes some twenty minutes on Base.
+const SLOW_FINALITY_SECONDS: i64 = 3600;
 
-/// One signed authorization and where it stands.
+pub use deposits::all_in_suspense;
+pub use withdrawals::{WithdrawalError, all_withdrawals};
+
+/// What a row of the journal is.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub enum Kind {
+    /// An authorization that its payer has sent us.
+    Authorization,
+    /// A transfer that has arrived, and is final, without one that we knew of.
+    Deposit,
+    /// An authorization of the treasury's, to a wallet that takes out of its balance.
+    Withdrawal,
+}
+
+impl Kind {
+    pub const ALL: [Self; 3] = [Self::Authorization, Self::Deposit, Self::Withdrawal];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Authorization => "authorization",
+            Self::Deposit => "deposit",
+            Self::Withdrawal => "withdrawal",
+        }
+    }
+}
+
+impl std::str::FromStr for Kind {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == text).ok_or(())
+    }
+}
+
+/// One signed authorization, of a payer's or of the treasury's, or one deposit, and where it stands.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Payment {
     pub id: i64,
     pub chain_id: u64,
     pub asset: Wallet,
+    pub kind: Kind,
+    /// Of a deposit its transfer: there are no times in it, and where no authorization was used, no nonce that
+    /// anybody signed.
     pub authorization: Authorization,
     pub value: MicroUsdc,
     pub signature: Vec<u8>,
@@ -67,10 +108,22 @@ pub struct Payment {
     pub log_index: Option<i64>,
     /// The request it was made for; `None` for a top-up.
     pub request_hash: Option<String>,
+    /// Whom the operator has given a deposit to, where that is not its sender.
+    pub beneficiary: Option<Wallet>,
     pub last_error: Option<String>,
     pub created_at: Timestamp,
     /// When it was moved last.
     pub updated_at: Timestamp,
+}
+
+impl Payment {
+    /// The wallet that is credited with it, or whose balance it leaves.
+    pub fn wallet(&self) -> Wallet {
+        match self.kind {
+            Kind::Withdrawal => self.authorization.to,
+            Kind::Authorization | Kind::Deposit => self.beneficiary.unwrap_or(self.authorization.from),
+        }
+    }
 }
 
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -276,7 +329,7 @@ impl Payments {
 
     /// Looks at the chain, and at its token until that has been seen right once.
     pub async fn check_chain(&self) -> ChainHealth {
-        let checked = if self.0.token_checked.load(Ordering::Acquire) {
+        let checked = if self.is_token_checked() {
             if let Err(error @ TokenCheckError::Mismatch(_)) = self.0.chain.check_endpoints().await {
                 tracing::error!(%error, "an RPC endpoint is not used");
             }
@@ -294,6 +347,10 @@ impl Payments {
         };
         *unpoisoned(&self.0.health) = health.clone();
         health
+    }
+
+    fn is_token_checked(&self) -> bool {
+        self.0.token_checked.load(Ordering::Acquire)
     }
 
     /// What the last look at the chain found.
@@ -352,7 +409,7 @@ impl Payments {
     ) -> Result<Option<Payment>, PaymentError> {
         if let Some(known) = self.find(payload).await? {
             // On the terms of its day, and signed to the satisfaction of that day.
-            self.check_made_for(payload, &known, request_hash)?;
+            self.check_made_for(payload, &known, request_hash).await?;
             return Ok(Some(known));
         }
         self.check_terms(payload)?;
@@ -445,13 +502,16 @@ impl Payments {
         loop {
             self.check_chain().await;
             // Nothing is done on a chain, or with a token, that was never seen to be the right one.
-            if self.0.token_checked.load(Ordering::Acquire) {
+            if self.is_token_checked() {
                 let swept = match self.pick_up().await {
                     Ok(()) => self.upkeep().await,
                     failed => failed,
                 };
                 if let Err(error) = swept {
                     tracing::warn!(%error, "sweeping payments failed; it is tried again");
+                }
+                if let Err(error) = self.look_for_deposits().await {
+                    tracing::warn!(%error, "looking for deposits failed; it is tried again");
                 }
             }
             tokio::time::sleep(SWEEP_EVERY).await;
@@ -491,8 +551,8 @@ impl Payments {
 
     /// How many payments have been unfinished for longer than they should.
     pub async fn slow(&self) -> Result<i64, PaymentError> {
-        let before = self.0.clock.now().plus_seconds(-SLOW_SECONDS);
-        Ok(store::unfinished_since(&self.0.db, before).await?)
+        let since = |seconds: i64| self.0.clock.now().plus_seconds(-seconds);
+        Ok(store::unfinished_since(&self.0.db, since(SLOW_SECONDS), since(SLOW_FINALITY_SECONDS)).await?)
     }
 
     /// The first payment of a name, while it is remembered or not at rest.
@@ -508,11 +568,27 @@ impl Payments {
     }
 
     /// Whether `payload` is the payment we know under its nonce.
-    fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
-        // A wallet may sign the same authorization in more than one way.
-        if payload.authorization == known.authorization
-            && (payload.signature == known.signature || self.is_signed_by_key(payload))
-        {
+    async fn same_payment(&self, payload: &Payload, known: &Payment) -> Result<(), PaymentError> {
+        let (sent, known_as) = (&payload.authorization, &known.authorization);
+        let is_same = match known.kind {
+            // A wallet may sign the same authorization in more than one way.
+            Kind::Authorization => {
+                sent == known_as && (payload.signature == known.signature || self.is_signed_by_key(payload))
+            }
+            // Carried out before it was sent to us. A nonce is used once, so of those that the payer has signed
+            // with this one it is the one.
+            Kind::Deposit => {
+                let is_like = (sent.from, sent.to, sent.value, sent.nonce)
+                    == (known_as.from, known_as.to, known_as.value, known_as.nonce);
+                if is_like {
+                    self.check_payer(payload).await?;
+                }
+                is_like
+            }
+            // Of the treasury's own, which pays nothing in.
+            Kind::Withdrawal => false,
+        };
+        if is_same {
             return Ok(());
         }
         Err(refused(
@@ -567,8 +643,12 @@ impl Journal {
         Ok(Some((payment, store::transactions(&self.db, id).await?)))
     }
 
-    /// Has a payment that ended without its transfer looked at again; whether it is such a one.
+    /// Has a payment that ended without its transfer looked at again; whether it is such a one. What a withdrawal
+    /// was to take is its wallet's again by then.
     pub async fn retry(&self, id: i64) -> Result<bool, DbError> {
+        if store::get(&self.db, id).await?.is_some_and(|payment| payment.kind == Kind::Withdrawal) {
+            return Ok(false);
+        }
         let mut tx = self.db.begin().await?;
         let why = Some("the operator asked for another look");
         for ended in [State::Expired, State::Cancelled] {

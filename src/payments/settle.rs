@@ -10,9 +10,12 @@ use alloy::primitives::U256;
 use tokio::sync::watch;
 
 use crate::chain::{ChainError, Depth, FoundTransfer, Sighting, TxStatus, View};
+use crate::clock::Timestamp;
+use crate::db::DbTx;
 use crate::failpoint;
+use crate::ledger::Ledger;
 use crate::money::MicroUsdc;
-use crate::payments::{Payment, PaymentError, Payments, SETTLEMENT_WAIT, State, store, unpoisoned};
+use crate::payments::{Kind, Payment, PaymentError, Payments, SETTLEMENT_WAIT, State, store, unpoisoned};
 
 /// The first look after a broadcast; each look after it waits half as long again, up to …
 const FIRST_LOOK: Duration = Duration::from_millis(200);
@@ -113,6 +116,13 @@ impl Payments {
     }
 
     async fn step(&self, payment: &Payment, looks: u32) -> Result<Step, PaymentError> {
+        if payment.kind == Kind::Deposit {
+            // Only its payer's payload has a deposit driven: then its wallet is known.
+            if payment.state == State::Mined {
+                self.credit_deposit(payment).await?;
+            }
+            return Ok(Step::AtRest);
+        }
         match payment.state {
             State::Verified => self.sign(payment).await,
             State::Signed => self.broadcast(payment).await,
@@ -276,7 +286,7 @@ impl Payments {
             return Ok(Some(Step::Moved));
         }
         match self.expiry(payment).await? {
-            Some((state, why)) => self.advance(payment, state, Some(why)).await.map(Some),
+            Some((state, why)) => self.end_without_transfer(payment, state, why).await.map(Some),
             None => Ok(None),
         }
     }
@@ -333,7 +343,8 @@ impl Payments {
         Ok(true)
     }
 
-    /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling.
+    /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling; or ends a
+    /// withdrawal.
     async fn confirm(&self, payment: &Payment) -> Result<Step, PaymentError> {
         let view = self.sight(payment, Depth::Head).await?;
         let found = match &view.sighting {
@@ -349,29 +360,33 @@ impl Payments {
             return Ok(Step::Wait);
         }
         let is_final = self.final_transfer(payment).await?.as_ref() == Some(found);
-        if matches!(view.sighting, Sighting::Alone(_)) && !is_final {
+        // What leaves a balance is not booked before it is final: nothing has to be put back then.
+        let waits = payment.kind == Kind::Withdrawal || matches!(view.sighting, Sighting::Alone(_));
+        if waits && !is_final {
             return Ok(Step::Wait);
+        }
+        if payment.kind == Kind::Withdrawal {
+            return self.settle_withdrawal(payment, found).await;
         }
         self.credit(payment, found, is_final).await
     }
 
-    /// The one place where a payment becomes money: the move and the entry in one transaction.
+    /// Credits a payment, unless that would put its wallet above the ceiling.
     async fn credit(
         &self,
         payment: &Payment,
         found: &FoundTransfer,
         is_final: bool,
     ) -> Result<Step, PaymentError> {
-        let wallet = payment.authorization.from;
+        let wallet = payment.wallet();
         let ceiling = self.0.config.max_unfinalized;
-        let now = self.0.clock.now();
         let mut tx = self.0.db.begin().await?;
-        if !store::advance(&mut tx, payment.id, State::Mined, State::Credited, None, now).await? {
-            return Ok(Step::Moved);
-        }
+        // The place comes first: of a transfer that is another payment's already the credit is refused.
         store::locate(&mut tx, payment.id, found).await?;
         // The credit locks the wallet's row, so that of two at once the later sees the earlier.
-        self.0.ledger.credit(&mut tx, wallet, payment.value, payment.id).await?;
+        if !book_credit(&mut tx, &self.0.ledger, payment, None, self.0.clock.now()).await? {
+            return Ok(Step::Moved);
+        }
         if ceiling > MicroUsdc::ZERO
             && !is_final
             && store::unfinalized_value(&mut tx, wallet).await? > ceiling
@@ -431,6 +446,22 @@ impl Payments {
     }
 }
 
+/// The one place where a payment becomes money: the move and the entry in one transaction. `false`, if somebody
+/// else has moved it.
+pub(super) async fn book_credit(
+    tx: &mut DbTx,
+    ledger: &Ledger,
+    payment: &Payment,
+    why: Option<&str>,
+    now: Timestamp,
+) -> Result<bool, PaymentError> {
+    if !store::advance(tx, payment.id, State::Mined, State::Credited, why, now).await? {
+        return Ok(false);
+    }
+    ledger.credit(tx, payment.wallet(), payment.value, payment.id).await?;
+    Ok(true)
+}
+
 /// The longest pause after so many looks.
 fn longest_pause(looks: u32) -> Duration {
     if looks < EAGER_LOOKS {
@@ -458,7 +489,7 @@ fn out_of_range() -> PaymentError {
     PaymentError::Unavailable("a number of the chain is out of range".into())
 }
 
-enum Step {
+pub(super) enum Step {
     /// The payment is in another state now, or somebody else has moved it.
     Moved,
     /// It waits for the chain.

@@ -8,10 +8,11 @@ use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
 use crate::money::MicroUsdc;
-use crate::payments::{Payment, State};
+use crate::payments::{Kind, Payment, State};
 
-/// A verified payment on its way into the journal.
+/// A payment on its way into the journal.
 pub struct NewPayment<'a> {
+    pub kind: Kind,
     pub chain_id: i64,
     pub asset: Wallet,
     pub authorization: &'a Authorization,
@@ -19,21 +20,25 @@ pub struct NewPayment<'a> {
     pub signature: &'a [u8],
     pub request_hash: Option<&'a str>,
     pub identifier: Option<&'a str>,
-    /// Verified, or broadcast by somebody else.
+    /// Verified, or broadcast by somebody else; mined, where its transfer is what it began with.
     pub state: State,
     pub seen_block: i64,
+    pub found: Option<&'a FoundTransfer>,
 }
 
 /// Writes a payment down, unless its authorization is there already.
 pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Result<Option<i64>, DbError> {
     let authorization = new.authorization;
     let id = tx.next_id("payments").await?;
+    let found = new.found;
     let inserted = tx
         .execute(
             "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro,
                                    valid_after, valid_before, signature, state, seen_block,
-                                   created_at_ms, updated_at_ms, request_hash, identifier)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15)
+                                   created_at_ms, updated_at_ms, request_hash, identifier, kind, tx_hash,
+                                   block_number, block_hash, log_index)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $13, $14, $15, $16, $17, $18,
+                     $19, $20)
              ON CONFLICT (chain_id, asset, from_wallet, nonce) DO NOTHING",
             args![
                 id,
@@ -50,7 +55,12 @@ pub async fn insert(tx: &mut DbTx, new: &NewPayment<'_>, now: Timestamp) -> Resu
                 new.seen_block,
                 now,
                 new.request_hash.map(str::to_owned),
-                new.identifier.map(str::to_owned)
+                new.identifier.map(str::to_owned),
+                new.kind.as_str(),
+                found.map(|found| hex_of(found.tx_hash.as_slice())),
+                found.map(|found| number(found.block_number)).transpose()?,
+                found.map(|found| hex_of(found.block_hash.as_slice())),
+                found.map(|found| number(found.log_index)).transpose()?
             ],
         )
         .await?;
@@ -86,11 +96,11 @@ pub async fn under_way(
         .rows(
             "SELECT * FROM payments
              WHERE from_wallet = $1 AND state IN ('verified', 'signed', 'broadcast', 'mined')
-             AND chain_id = $2 AND asset = $3
+             AND chain_id = $2 AND asset = $3 AND kind = 'authorization'
              UNION ALL
              SELECT * FROM payments
              WHERE from_wallet = $1 AND updated_at_ms > $4 AND state IN ('credited', 'finalized')
-             AND chain_id = $2 AND asset = $3",
+             AND chain_id = $2 AND asset = $3 AND kind = 'authorization'",
             args![wallet, chain_id, asset, since],
         )
         .await?;
@@ -136,7 +146,7 @@ pub async fn get(db: &Db, id: i64) -> Result<Option<Payment>, DbError> {
     row.as_ref().map(read).transpose()
 }
 
-/// A wallet's payments, newest first, older than `before`.
+/// A wallet's payments, and what arrived for it otherwise, newest first, older than `before`.
 pub async fn of_wallet(
     db: &Db,
     wallet: Wallet,
@@ -145,14 +155,19 @@ pub async fn of_wallet(
 ) -> Result<Vec<Payment>, DbError> {
     let rows = db
         .rows(
-            "SELECT * FROM payments WHERE from_wallet = $1 AND id < $2 ORDER BY id DESC LIMIT $3",
+            "SELECT * FROM payments WHERE from_wallet = $1 AND id < $2 AND kind <> 'withdrawal'
+             AND beneficiary IS NULL
+             UNION ALL
+             SELECT * FROM payments WHERE beneficiary = $1 AND id < $2
+             ORDER BY id DESC LIMIT $3",
             args![wallet, before.unwrap_or(i64::MAX), limit],
         )
         .await?;
     rows.iter().map(read).collect()
 }
 
-/// Payments of this token that are not at rest yet, a page of them by id.
+/// Payments of this token that are not at rest yet, a page of them by id. What becomes of a deposit is not
+/// the chain's affair any more.
 pub async fn unfinished(
     db: &Db,
     chain_id: i64,
@@ -163,7 +178,7 @@ pub async fn unfinished(
     let rows = db
         .rows(
             "SELECT id FROM payments WHERE state IN ('verified', 'signed', 'broadcast', 'mined')
-             AND chain_id = $1 AND asset = $2 AND id > $3 ORDER BY id LIMIT $4",
+             AND chain_id = $1 AND asset = $2 AND id > $3 AND kind <> 'deposit' ORDER BY id LIMIT $4",
             args![chain_id, asset, after, limit],
         )
         .await?;
@@ -420,6 +435,7 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
         chain_id: u64::try_from(row.int("chain_id")?)
             .map_err(|_| DbError::Corrupt("chain_id below zero".into()))?,
         asset: row.wallet("asset")?,
+        kind: row.parsed("kind")?,
         authorization: Authorization {
             from: row.wallet("from_wallet")?,
             to: row.wallet("to_wallet")?,
@@ -437,6 +453,11 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
         block_hash: row.text_or_null("block_hash")?,
         log_index: row.int_or_null("log_index")?,
         request_hash: row.text_or_null("request_hash")?,
+        beneficiary: row
+            .text_or_null("beneficiary")?
+            .is_some()
+            .then(|| row.wallet("beneficiary"))
+            .transpose()?,
         last_error: row.text_or_null("last_error")?,
         created_at: row.time("created_at_ms")?,
         updated_at: row.time("updated_at_ms")?,
@@ -475,18 +496,210 @@ fn number(value: u64) -> Result<i64, DbError> {
 }
 
 /// How many payments have been unfinished since before a time.
-pub async fn unfinished_since(db: &Db, before: Timestamp) -> Result<i64, DbError> {
+/// Of withdrawals that wait for nothing but finality, since before another.
+pub async fn unfinished_since(db: &Db, before: Timestamp, sent_before: Timestamp) -> Result<i64, DbError> {
     let row = db
         .row(
             "SELECT COUNT(*) AS n FROM payments
-             WHERE state IN ('verified', 'signed', 'broadcast', 'mined') AND created_at_ms < $1",
-            args![before],
+             WHERE state IN ('verified', 'signed', 'broadcast', 'mined') AND created_at_ms < $1
+             AND kind <> 'deposit' AND (kind <> 'withdrawal' OR state <> 'mined' OR created_at_ms < $2)",
+            args![before, sent_before],
         )
         .await?;
     row.map_or(Ok(0), |row| row.int("n"))
 }
 
 pub async fn all_credited(tx: &mut DbTx) -> Result<Vec<Payment>, DbError> {
-    let sql = "SELECT * FROM payments WHERE state IN ('credited', 'finalized') ORDER BY id";
+    let sql = "SELECT * FROM payments WHERE state IN ('credited', 'finalized') AND kind <> 'withdrawal' ORDER BY id";
+    tx.rows(sql, args![]).await?.iter().map(read).collect()
+}
+
+/// All that has arrived and is nobody's yet.
+pub async fn all_in_suspense(tx: &mut DbTx) -> Result<Vec<Payment>, DbError> {
+    let sql = "SELECT * FROM payments WHERE kind = 'deposit' AND state = 'mined' ORDER BY id";
+    tx.rows(sql, args![]).await?.iter().map(read).collect()
+}
+
+/// Of what is in suspense, the newest.
+pub async fn suspense(db: &Db, limit: i64) -> Result<Vec<Payment>, DbError> {
+    let sql = "SELECT * FROM payments WHERE kind = 'deposit' AND state = 'mined' ORDER BY id DESC LIMIT $1";
+    db.rows(sql, args![limit]).await?.iter().map(read).collect()
+}
+
+/// How many deposits are in suspense, and what they come to.
+pub async fn count_suspense(db: &Db) -> Result<(i64, MicroUsdc), DbError> {
+    let sql = "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+               WHERE kind = 'deposit' AND state = 'mined'";
+    let row = db.row(sql, args![]).await?.ok_or_else(|| DbError::Corrupt("no count".into()))?;
+    Ok((row.int("n")?, row.micro("value")?))
+}
+
+/// Deposits in suspense of at least a value whose wallet has come to be known, a page of them by id.
+pub async fn claimable(
+    db: &Db,
+    chain_id: i64,
+    asset: Wallet,
+    at_least: MicroUsdc,
+    after: i64,
+    limit: i64,
+) -> Result<Vec<Payment>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT p.* FROM payments p JOIN wallets w ON w.address = p.from_wallet
+             WHERE p.kind = 'deposit' AND p.state = 'mined' AND p.value_micro >= $3
+             AND p.chain_id = $1 AND p.asset = $2 AND p.id > $4 ORDER BY p.id LIMIT $5",
+            args![chain_id, asset, at_least, after, limit],
+        )
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// Whether a transfer is credited, as whatever payment.
+pub async fn is_credited(tx: &mut DbTx, chain_id: i64, found: &FoundTransfer) -> Result<bool, DbError> {
+    let row = tx
+        .row(
+            "SELECT id FROM payments WHERE chain_id = $1 AND tx_hash = $2 AND log_index = $3
+             AND state IN ('credited', 'finalized')",
+            args![chain_id, hex_of(found.tx_hash.as_slice()), number(found.log_index)?],
+        )
+        .await?;
+    Ok(row.is_some())
+}
+
+/// Gives a deposit in suspense to a wallet; `false` if it is not in suspense.
+pub async fn set_beneficiary(tx: &mut DbTx, id: i64, wallet: Wallet) -> Result<bool, DbError> {
+    let sql = "UPDATE payments SET beneficiary = $2 WHERE id = $1 AND kind = 'deposit' AND state = 'mined'";
+    Ok(tx.execute(sql, args![id, wallet]).await? == 1)
+}
+
+/// The search for deposits to an address: the block it began at, and the one it goes on at.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct DepositCursor {
+    pub first_block: u64,
+    pub next_block: u64,
+}
+
+pub async fn deposit_cursor(
+    db: &Db,
+    chain_id: i64,
+    asset: Wallet,
+    receiver: Wallet,
+) -> Result<Option<DepositCursor>, DbError> {
+    let sql = "SELECT * FROM deposit_cursors WHERE chain_id = $1 AND asset = $2 AND receiver = $3";
+    let read = |row: DbRow| {
+        let block = |column| {
+            u64::try_from(row.int(column)?).map_err(|_| DbError::Corrupt(format!("{column} below zero")))
+        };
+        Ok(DepositCursor { first_block: block("first_block")?, next_block: block("next_block")? })
+    };
+    db.row(sql, args![chain_id, asset, receiver]).await?.map(read).transpose()
+}
+
+/// Begins a search, unless there is one.
+pub async fn begin_deposits(
+    tx: &mut DbTx,
+    chain_id: i64,
+    asset: Wallet,
+    receiver: Wallet,
+    first_block: u64,
+) -> Result<(), DbError> {
+    tx.execute(
+        "INSERT INTO deposit_cursors (chain_id, asset, receiver, first_block, next_block)
+         VALUES ($1, $2, $3, $4, $4) ON CONFLICT DO NOTHING",
+        args![chain_id, asset, receiver, number(first_block)?],
+    )
+    .await
+    .map(drop)
+}
+
+/// Moves it on; of two nodes that search the one that is behind moves nothing.
+pub async fn move_deposit_cursor(
+    tx: &mut DbTx,
+    chain_id: i64,
+    asset: Wallet,
+    receiver: Wallet,
+    next_block: u64,
+) -> Result<(), DbError> {
+    tx.execute(
+        "UPDATE deposit_cursors SET next_block = $4
+         WHERE chain_id = $1 AND asset = $2 AND receiver = $3 AND next_block < $4",
+        args![chain_id, asset, receiver, number(next_block)?],
+    )
+    .await
+    .map(drop)
+}
+
+/// A wallet's withdrawals, newest first, older than `before`.
+pub async fn withdrawals_of(
+    db: &Db,
+    wallet: Wallet,
+    before: Option<i64>,
+    limit: i64,
+) -> Result<Vec<Payment>, DbError> {
+    let rows = db
+        .rows(
+            "SELECT * FROM payments WHERE to_wallet = $1 AND id < $2 AND kind = 'withdrawal'
+             ORDER BY id DESC LIMIT $3",
+            args![wallet, before.unwrap_or(i64::MAX), limit],
+        )
+        .await?;
+    rows.iter().map(read).collect()
+}
+
+/// How many withdrawals of a wallet no block holds yet.
+pub async fn unsent_withdrawals(tx: &mut DbTx, wallet: Wallet) -> Result<i64, DbError> {
+    let sql = "SELECT COUNT(*) AS n FROM payments WHERE to_wallet = $1 AND kind = 'withdrawal'
+               AND state IN ('verified', 'signed', 'broadcast')";
+    tx.row(sql, args![wallet]).await?.map_or(Ok(0), |row| row.int("n"))
+}
+
+/// What a treasury is to pay by withdrawals that no block holds yet.
+pub async fn value_to_leave(
+    tx: &mut DbTx,
+    chain_id: i64,
+    asset: Wallet,
+    treasury: Wallet,
+) -> Result<MicroUsdc, DbError> {
+    let sql = "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+               WHERE from_wallet = $3 AND state IN ('verified', 'signed', 'broadcast')
+               AND kind = 'withdrawal' AND chain_id = $1 AND asset = $2";
+    let row = tx.row(sql, args![chain_id, asset, treasury]).await?;
+    row.map_or(Ok(MicroUsdc::ZERO), |row| row.micro("value"))
+}
+
+/// What was withdrawn since a time, or is about to be.
+pub struct Withdrawn {
+    pub all: MicroUsdc,
+    /// Of these a wallet's.
+    pub wallet: MicroUsdc,
+    /// When the first of all was asked for.
+    pub first_at: Timestamp,
+}
+
+pub async fn withdrawn_since(tx: &mut DbTx, wallet: Wallet, since: Timestamp) -> Result<Withdrawn, DbError> {
+    let row = tx
+        .row(
+            "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value,
+                    CAST(COALESCE(SUM(CASE WHEN to_wallet = $1 THEN value_micro ELSE 0 END), 0) AS BIGINT) AS own,
+                    CAST(COALESCE(MIN(created_at_ms), $2) AS BIGINT) AS first_at_ms
+             FROM payments
+             WHERE kind = 'withdrawal' AND created_at_ms > $2 AND state NOT IN ('expired', 'cancelled')",
+            args![wallet, since],
+        )
+        .await?
+        .ok_or_else(|| DbError::Corrupt("no sum".into()))?;
+    Ok(Withdrawn { all: row.micro("value")?, wallet: row.micro("own")?, first_at: row.time("first_at_ms")? })
+}
+
+/// How many withdrawals have not ended, and what they lock.
+pub async fn open_withdrawals(db: &Db) -> Result<(i64, MicroUsdc), DbError> {
+    let sql = "SELECT COUNT(*) AS n, CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
+               WHERE state IN ('verified', 'signed', 'broadcast', 'mined') AND kind = 'withdrawal'";
+    let row = db.row(sql, args![]).await?.ok_or_else(|| DbError::Corrupt("no count".into()))?;
+    Ok((row.int("n")?, row.micro("value")?))
+}
+
+pub async fn all_withdrawals(tx: &mut DbTx) -> Result<Vec<Payment>, DbError> {
+    let sql = "SELECT * FROM payments WHERE kind = 'withdrawal' ORDER BY id";
     tx.rows(sql, args![]).await?.iter().map(read).collect()
 }

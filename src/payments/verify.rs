@@ -9,7 +9,6 @@
 //! 5. the transfer, simulated on the pending block, succeeds.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use alloy::primitives::{B256, U256};
@@ -20,7 +19,7 @@ use crate::failpoint;
 use crate::money::MicroUsdc;
 use crate::payments::store::{self, NewPayment};
 use crate::payments::wire::{Payload, Reason};
-use crate::payments::{ChainHealth, Payment, PaymentError, Payments, State, refused, same_request};
+use crate::payments::{ChainHealth, Kind, Payment, PaymentError, Payments, State, refused, same_request};
 
 /// The token is strict about `validAfter`, and a block's time may be a second behind ours.
 const VALID_AFTER_MARGIN_SECONDS: u64 = 1;
@@ -29,7 +28,7 @@ const VALID_BEFORE_MARGIN_SECONDS: u64 = 6;
 /// A payment is watched until its authorization ends, so that must not be never.
 const LONGEST_VALID_SECONDS: u64 = 86_400;
 /// Blocks by which two endpoints, or two looks at one, may differ.
-const HEAD_MARGIN_BLOCKS: u64 = 64;
+pub(super) const HEAD_MARGIN_BLOCKS: u64 = 64;
 /// Unfinished payments of one wallet: more would let it fill the journal, and spend our gas.
 const MAX_UNFINISHED: usize = 50;
 /// A payment credited since then may have left its wallet after the balance was read: longer than an
@@ -59,6 +58,13 @@ impl Payments {
         if payload.authorization.to != config.pay_to {
             let sentence = format!("authorize the transfer to {}", config.pay_to);
             return Err(refused(Reason::RecipientMismatch, sentence));
+        }
+        // What the treasury sends to itself brings it nothing.
+        if payload.authorization.from == config.pay_to {
+            return Err(refused(
+                Reason::RecipientMismatch,
+                "pay from another wallet than the one that is paid",
+            ));
         }
         Ok(())
     }
@@ -95,7 +101,7 @@ impl Payments {
         value: MicroUsdc,
         request_hash: Option<&str>,
     ) -> Result<i64, PaymentError> {
-        if !self.0.token_checked.load(Ordering::Acquire) {
+        if !self.is_token_checked() {
             return Err(unavailable(match self.health() {
                 ChainHealth::Mismatch(_) => "the token is not the one configured",
                 _ => "the chain has not been reached yet",
@@ -104,7 +110,7 @@ impl Payments {
         let _place = self.place_to_verify().await?;
         // Whoever waited may have waited for the same payment.
         if let Some(known) = self.find(payload).await? {
-            self.check_made_for(payload, &known, request_hash)?;
+            self.check_made_for(payload, &known, request_hash).await?;
             return Ok(known.id);
         }
         if let Some(first) = self.named_before(payload, request_hash).await? {
@@ -129,6 +135,7 @@ impl Payments {
             Err(other) => return Err(other.into()),
         };
         let new = NewPayment {
+            kind: Kind::Authorization,
             chain_id: self.chain_id(),
             asset: self.asset(),
             authorization: &payload.authorization,
@@ -139,6 +146,7 @@ impl Payments {
             identifier: payload.identifier.as_deref().filter(|_| state == State::Verified),
             state,
             seen_block: i64::try_from(seen_block).map_err(|_| unavailable("the head is out of range"))?,
+            found: None,
         };
         match self.write_down(payload, &new).await? {
             WrittenDown::As(id) => Ok(id),
@@ -150,7 +158,7 @@ impl Payments {
             WrittenDown::There => {
                 let known = self.find(payload).await?;
                 let known = known.ok_or_else(|| unavailable("the payment was not written down"))?;
-                self.check_made_for(payload, &known, request_hash)?;
+                self.check_made_for(payload, &known, request_hash).await?;
                 Ok(known.id)
             }
         }
@@ -165,13 +173,13 @@ impl Payments {
     }
 
     /// Whether a payload is the payment that is known, and that was made for the same.
-    pub(super) fn check_made_for(
+    pub(super) async fn check_made_for(
         &self,
         payload: &Payload,
         known: &Payment,
         request_hash: Option<&str>,
     ) -> Result<(), PaymentError> {
-        self.same_payment(payload, known)?;
+        self.same_payment(payload, known).await?;
         match request_hash {
             Some(hash) if known.request_hash.as_deref() != Some(hash) => Err(PaymentError::MadeForAnother),
             _ => Ok(()),

@@ -85,6 +85,13 @@ impl Bench {
             max_unfinalized: MicroUsdc::ZERO,
             max_fee_gwei: 10,
             erc6492_factories: Vec::new(),
+            deposits: None,
+            withdrawals: config::Withdrawals {
+                min: MicroUsdc::new(1_000_000),
+                wallet_daily: MicroUsdc::ZERO,
+                daily: MicroUsdc::ZERO,
+            },
+            treasury_key: None,
             relayer_keys: self.relayer.private_key().into(),
         }
     }

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::StatusCode;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -24,6 +24,8 @@ pub enum Fault {
     Silent,
     /// Calls of such parameters are kept waiting until the endpoint is mended.
     HeldBack(fn(&Value) -> bool),
+    /// Calls of such parameters are refused, as those beyond a provider's limits are.
+    Refused(fn(&Value) -> bool),
     /// The endpoint says something else than the chain: made of the call's parameters and the truth.
     Lie(fn(&Value, Value) -> Value),
 }
@@ -96,6 +98,11 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
             relay.waiting.send_modify(|calls| *calls += 1);
             relay.waiting.subscribe().wait_for(|calls| *calls == 0).await.unwrap();
         }
+        Some(Fault::Refused(is_meant)) if is_meant(&call["params"]) => {
+            let error = json!({"code": -32005, "message": "query exceeds max block range"});
+            let answer = json!({"jsonrpc": "2.0", "id": call["id"], "error": error});
+            return (StatusCode::OK, answer.to_string().into());
+        }
         _ => {}
     }
     let answer =
@@ -111,6 +118,6 @@ async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes)
         Some(Fault::AnswerLost | Fault::Unreachable | Fault::Silent) => {
             (StatusCode::SERVICE_UNAVAILABLE, Bytes::new())
         }
-        Some(Fault::HeldBack(_)) | None => (StatusCode::OK, answer),
+        Some(Fault::HeldBack(_) | Fault::Refused(_)) | None => (StatusCode::OK, answer),
     }
 }

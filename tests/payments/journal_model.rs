@@ -449,7 +449,7 @@ fn reaches(from: State, to: State, steps: u32) -> bool {
 }
 
 /// Begins some work and drops it after it has been polled so often, as a crash does.
-async fn cut_off(polls: u32, work: impl Future) {
+pub async fn cut_off(polls: u32, work: impl Future) {
     let mut work = pin!(work);
     let mut left = polls;
     poll_fn(|context| {

@@ -82,6 +82,34 @@ impl Books {
         id
     }
 
+    /// Writes a withdrawal down as it is in a state, and what it has done to its wallet by then.
+    pub async fn withdraw(&self, wallet: Wallet, micro: i64, state: &'static str) {
+        let (ledger, amount) = (self.ledger("cashier"), MicroUsdc::new(micro));
+        let mut tx = self.db.begin().await.unwrap();
+        let id = tx.next_id("payments").await.unwrap();
+        ledger.lock(&mut tx, wallet, amount).await.unwrap();
+        if state == "finalized" {
+            ledger.withdraw(&mut tx, wallet, amount, id).await.unwrap();
+        }
+        tx.execute(
+            "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro, valid_after,
+                                   valid_before, signature, state, seen_block, tx_hash, block_number, log_index,
+                                   created_at_ms, updated_at_ms, kind)
+             VALUES ($1, 8453, $2, '0x9999999999999999999999999999999999999999', $3, $2, $4, 0, 1, '0x', $5, 1, $3,
+                     1, 1, 0, 0, 'withdrawal')",
+            vec![
+                Arg::from(id),
+                Arg::from(wallet),
+                Arg::from(format!("0x{id:064x}")),
+                Arg::from(amount),
+                Arg::from(state),
+            ],
+        )
+        .await
+        .unwrap();
+        tx.commit().await.unwrap();
+    }
+
     pub async fn discard(self) {
         self.db.close().await;
         if self.is_postgres() {

@@ -1,0 +1,189 @@
+//! What has arrived at an address for good: transfers in final blocks that enough endpoints show alike.
+
+use std::collections::{BTreeSet, HashMap};
+
+use alloy::primitives::B256;
+use alloy::rpc::types::{Filter, Log};
+use alloy::sol_types::SolEvent as _;
+use futures_util::future::join_all;
+
+use crate::chain::endpoints::{Endpoint, none_reached};
+use crate::chain::sighting::{QUORUM, found, transfer_value};
+use crate::chain::token::usdc;
+use crate::chain::{Chain, ChainError, Depth, FoundTransfer, micro};
+use crate::id::Wallet;
+use crate::money::MicroUsdc;
+
+/// Senders named in one `eth_getLogs`: what USDC logs of everybody's authorizations is far more.
+const SENDERS_AT_ONCE: usize = 50;
+
+/// A transfer to us.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrival {
+    pub from: Wallet,
+    pub value: MicroUsdc,
+    pub found: FoundTransfer,
+    /// Of the authorization that it carried out (EIP-3009); `None` for a plain transfer.
+    pub nonce: Option<B256>,
+}
+
+/// What a search has found.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Arrivals {
+    /// In the order of the chain. All of these are agreed upon.
+    pub agreed: Vec<Arrival>,
+    /// Up to this block, which is not among them, nothing else has arrived.
+    pub searched_to: u64,
+}
+
+struct Answer<'a> {
+    endpoint: &'a Endpoint,
+    arrivals: Vec<Arrival>,
+}
+
+impl Chain {
+    /// Searches final blocks from `from_block` on, `most_blocks` of them at the most. `None`: none of them is
+    /// final yet.
+    ///
+    /// Where two endpoints are configured, or more, two must call a block final and show a transfer in
+    /// it, with the same block hash. The search ends before a transfer that they contradict each other about.
+    pub async fn final_arrivals(
+        &self,
+        receiver: Wallet,
+        from_block: u64,
+        most_blocks: u64,
+    ) -> Result<Option<Arrivals>, ChainError> {
+        let needed = self.endpoints.configured().min(QUORUM);
+        let endpoints = self.endpoints.trusted();
+        let tips = join_all(endpoints.iter().map(|endpoint| endpoint.tip(Depth::Finalized))).await;
+        let mut past = Vec::new();
+        let mut failed = none_reached();
+        for (endpoint, tip) in endpoints.into_iter().zip(tips) {
+            match tip {
+                Ok(tip) => past.push((tip.number, endpoint)),
+                Err(error) => failed = error,
+            }
+        }
+        past.sort_by_key(|(tip, _)| std::cmp::Reverse(*tip));
+        // So far enough of them say that it is final.
+        let Some((tip, _)) = needed.checked_sub(1).and_then(|last| past.get(last)) else {
+            return Err(too_few(past.len(), needed, failed));
+        };
+        if from_block > *tip {
+            return Ok(None);
+        }
+        let to_block = (*tip).min(from_block.saturating_add(most_blocks.saturating_sub(1)));
+        let asked = past.iter().filter(|(tip, _)| *tip >= to_block).map(|(_, endpoint)| async move {
+            let arrivals = endpoint.arrivals(self.asset, receiver, from_block, to_block).await?;
+            Ok::<_, ChainError>(Answer { endpoint, arrivals })
+        });
+        let mut answers = Vec::new();
+        let mut failed = none_reached();
+        for asked in join_all(asked).await {
+            match asked {
+                Ok(answer) => answers.push(answer),
+                Err(error) => failed = error,
+            }
+        }
+        if answers.len() < needed {
+            return Err(too_few(answers.len(), needed, failed));
+        }
+        Ok(Some(agree(&answers, needed, to_block)))
+    }
+}
+
+fn too_few(answers: usize, needed: usize, failed: ChainError) -> ChainError {
+    match answers {
+        0 => failed,
+        _ => ChainError::Unreachable(format!("{answers} of {needed} that must agree answer ({failed})")),
+    }
+}
+
+fn agree(answers: &[Answer<'_>], needed: usize, to_block: u64) -> Arrivals {
+    let mut agreed: Vec<Arrival> = Vec::new();
+    let mut searched_to = to_block.saturating_add(1);
+    for arrival in answers.iter().flat_map(|answer| &answer.arrivals) {
+        if agreed.contains(arrival) {
+            continue;
+        }
+        let (alike, against): (Vec<_>, Vec<_>) =
+            answers.iter().partition(|answer| answer.arrivals.contains(arrival));
+        if alike.len() >= needed {
+            agreed.push(arrival.clone());
+            if needed > 1 {
+                against.iter().for_each(|other| other.endpoint.distrust());
+            }
+        } else {
+            tracing::error!(
+                tx = %arrival.found.tx_hash, block = arrival.found.block_number,
+                "the RPC endpoints contradict each other about a deposit"
+            );
+            searched_to = searched_to.min(arrival.found.block_number);
+        }
+    }
+    agreed.sort_by_key(|arrival| (arrival.found.block_number, arrival.found.log_index));
+    Arrivals { agreed, searched_to }
+}
+
+impl Endpoint {
+    /// Transfers to `receiver` in a range of blocks, but for those of nothing and those of its own.
+    async fn arrivals(
+        &self,
+        asset: Wallet,
+        receiver: Wallet,
+        from_block: u64,
+        to_block: u64,
+    ) -> Result<Vec<Arrival>, ChainError> {
+        let transfers = Filter::new()
+            .address(asset.0)
+            .event_signature(usdc::Transfer::SIGNATURE_HASH)
+            .topic2(receiver.0.into_word());
+        let logs = self.logs(&transfers, from_block, to_block).await?;
+        let mut arrivals: Vec<_> = logs.iter().filter_map(arrival).collect();
+        arrivals.retain(|arrival| arrival.from != receiver && arrival.value > MicroUsdc::ZERO);
+        let used = self.authorizations_of(asset, &arrivals).await?;
+        for arrival in &mut arrivals {
+            let before = arrival.found.log_index.checked_sub(1);
+            let place = before.map(|index| (arrival.found.tx_hash, arrival.found.block_hash, index));
+            arrival.nonce = place
+                .and_then(|place| used.get(&place))
+                .filter(|(authorizer, _)| *authorizer == arrival.from)
+                .map(|(_, nonce)| *nonce);
+        }
+        Ok(arrivals)
+    }
+
+    /// The authorizations that the senders of these have used in the same blocks, by their logs' places.
+    async fn authorizations_of(
+        &self,
+        asset: Wallet,
+        arrivals: &[Arrival],
+    ) -> Result<HashMap<(B256, B256, u64), (Wallet, B256)>, ChainError> {
+        let blocks = arrivals.iter().map(|arrival| arrival.found.block_number);
+        let (Some(first), Some(last)) = (blocks.clone().min(), blocks.max()) else {
+            return Ok(HashMap::new());
+        };
+        let senders: BTreeSet<_> = arrivals.iter().map(|arrival| arrival.from).collect();
+        let senders: Vec<B256> = senders.into_iter().map(|sender| sender.0.into_word()).collect();
+        let mut used = HashMap::new();
+        for senders in senders.chunks(SENDERS_AT_ONCE) {
+            let filter = Filter::new()
+                .address(asset.0)
+                .event_signature(usdc::AuthorizationUsed::SIGNATURE_HASH)
+                .topic1(senders.to_vec());
+            for log in self.logs(&filter, first, last).await? {
+                let event = usdc::AuthorizationUsed::decode_log(&log.inner);
+                if let (Ok(event), Some(place)) = (event, found(&log)) {
+                    let place = (place.tx_hash, place.block_hash, place.log_index);
+                    used.insert(place, (Wallet(event.authorizer), event.nonce));
+                }
+            }
+        }
+        Ok(used)
+    }
+}
+
+fn arrival(log: &Log) -> Option<Arrival> {
+    let from = usdc::Transfer::decode_log(&log.inner).ok()?.from;
+    Some(Arrival { from: Wallet(from), value: micro(transfer_value(log)?)?, found: found(log)?, nonce: None })
+}
