@@ -155,7 +155,7 @@ pub async fn payments(path: &Path, command: PaymentsCommand) -> Result<(), Failu
                     payment.id,
                     payment.state.as_str(),
                     payment.value.get(),
-                    payment.authorization.from.to_string(),
+                    payment.wallet().to_string(),
                     payment.created_at.rfc3339()
                 );
             }
@@ -167,11 +167,9 @@ pub async fn payments(path: &Path, command: PaymentsCommand) -> Result<(), Failu
             println!("id            {}", payment.id);
             println!("kind          {}", payment.kind.as_str());
             println!("state         {}", payment.state.as_str());
-            println!("wallet        {}", payment.authorization.from);
+            println!("wallet        {}", payment.wallet());
+            println!("from          {}", payment.authorization.from);
             println!("to            {}", payment.authorization.to);
-            if let Some(beneficiary) = payment.beneficiary {
-                println!("given to      {beneficiary}");
-            }
             println!("micro-USDC    {}", payment.value.get());
             println!("nonce         {}", payment.authorization.nonce);
             println!("valid before  {} (Unix seconds)", payment.authorization.valid_before);

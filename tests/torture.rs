@@ -236,10 +236,16 @@ impl Torture {
         let life = if place.is_some() { LONGEST_LIFE } else { a_moment(64) };
         let work = async { tokio::join!(self.send_all(&sent), self.withdraw_all(&asked)) };
         let _ = tokio::time::timeout(life, work).await;
-        if let Some(place) = place
-            && self.gateway.has_ended()
-        {
-            self.died_at.entry(place).and_modify(|times| *times += 1).or_insert(1);
+        if let Some(place) = place {
+            // Deposits are looked for, and withdrawals become final, after the answers are there.
+            let died = async {
+                while !self.gateway.has_ended() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            };
+            if tokio::time::timeout(LONGEST_LIFE, died).await.is_ok() {
+                self.died_at.entry(place).and_modify(|times| *times += 1).or_insert(1);
+            }
         }
         self.gateway.kill_9();
     }

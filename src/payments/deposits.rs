@@ -21,7 +21,7 @@ use crate::payments::{Journal, Kind, Payment, PaymentError, Payments, SWEEP_LIMI
 
 /// Blocks searched before the cursor is moved: a search that is cut off begins there again.
 const BLOCKS_AT_ONCE: u64 = 10_000;
-/// Searches in one sweep, so that a first one over a long past does not keep payments waiting.
+/// Searches before what they have found is credited: a first one may have a long past before it.
 const SEARCHES_A_SWEEP: usize = 4;
 /// Blocks before the cursor that are searched again, in case that an endpoint had not all of their logs.
 const OVERLAP_BLOCKS: u64 = 64;

@@ -497,8 +497,27 @@ impl Payments {
         Ok(store::of_wallet(&self.0.db, wallet, before, limit).await?)
     }
 
-    /// Keeps the chain checked, unfinished payments moving and credited ones finalized.
+    /// Keeps the chain checked, unfinished payments moving, credited ones finalized, and deposits looked for.
     pub async fn run(&self) {
+        // A search over a long past must not hold up payments.
+        tokio::join!(self.keep_moving(), self.keep_looking());
+    }
+
+    async fn keep_looking(&self) {
+        if self.0.config.deposits.is_none() {
+            return;
+        }
+        loop {
+            if self.is_token_checked()
+                && let Err(error) = self.look_for_deposits().await
+            {
+                tracing::warn!(%error, "looking for deposits failed; it is tried again");
+            }
+            tokio::time::sleep(SWEEP_EVERY).await;
+        }
+    }
+
+    async fn keep_moving(&self) {
         loop {
             self.check_chain().await;
             // Nothing is done on a chain, or with a token, that was never seen to be the right one.
@@ -509,9 +528,6 @@ impl Payments {
                 };
                 if let Err(error) = swept {
                     tracing::warn!(%error, "sweeping payments failed; it is tried again");
-                }
-                if let Err(error) = self.look_for_deposits().await {
-                    tracing::warn!(%error, "looking for deposits failed; it is tried again");
                 }
             }
             tokio::time::sleep(SWEEP_EVERY).await;

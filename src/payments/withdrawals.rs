@@ -115,6 +115,28 @@ impl Payments {
         if let Some(known) = self.known_withdrawal(nonce, amount).await? {
             return Ok(known);
         }
+        let refusal = match self.ask(wallet, amount, nonce).await {
+            Ok(Some(id)) => {
+                tracing::info!(payment = id, %wallet, amount_micro = amount.get(), "a withdrawal is on its way");
+                drop(self.drive(id));
+                let written = store::get(&self.0.db, id).await?;
+                return written
+                    .ok_or_else(|| WithdrawalError::Unavailable("it is not in the journal".into()));
+            }
+            Ok(None) => WithdrawalError::Unavailable("it was not written down".into()),
+            Err(refusal) => refusal,
+        };
+        // It was asked for twice, and the other was quicker: then this one is refused for what that one took.
+        self.known_withdrawal(nonce, amount).await?.ok_or(refusal)
+    }
+
+    /// Writes a withdrawal down that is not known yet; `None` if by then it is.
+    async fn ask(
+        &self,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        nonce: B256,
+    ) -> Result<Option<i64>, WithdrawalError> {
         if !self.is_token_checked() {
             return Err(WithdrawalError::Unavailable("the chain has not been reached yet".into()));
         }
@@ -135,12 +157,18 @@ impl Payments {
         let signature = self.0.chain.sign_authorization(&authorization)?;
         let head = self.0.chain.head().await?.number;
         let held = self.0.chain.pending_balance(self.0.config.pay_to).await?;
-        if held < authorization.value {
-            return Err(WithdrawalError::TreasuryShort);
-        }
         match self.0.chain.simulate(&authorization, &signature).await {
             Ok(()) => {}
-            Err(ChainError::Reverted(why)) => return Err(WithdrawalError::Refused(why)),
+            // Read again: what has left in between is why.
+            Err(ChainError::Reverted(why)) => {
+                let is_short =
+                    self.0.chain.pending_balance(self.0.config.pay_to).await? < authorization.value;
+                return Err(if is_short {
+                    WithdrawalError::TreasuryShort
+                } else {
+                    WithdrawalError::Refused(why)
+                });
+            }
             Err(other) => return Err(other.into()),
         }
         let seen_block = i64::try_from(head.saturating_sub(HEAD_MARGIN_BLOCKS));
@@ -158,15 +186,7 @@ impl Payments {
                 .map_err(|_| WithdrawalError::Unavailable("the head is out of range".into()))?,
             found: None,
         };
-        let Some(id) = self.write_withdrawal_down(&new, held).await? else {
-            // It was asked for twice, and the other was quicker.
-            let known = self.known_withdrawal(nonce, amount).await?;
-            return known.ok_or_else(|| WithdrawalError::Unavailable("it was not written down".into()));
-        };
-        tracing::info!(payment = id, %wallet, amount_micro = amount.get(), "a withdrawal is on its way");
-        drop(self.drive(id));
-        let written = store::get(&self.0.db, id).await?;
-        written.ok_or_else(|| WithdrawalError::Unavailable("it is not in the journal".into()))
+        self.write_withdrawal_down(&new, held).await
     }
 
     /// The withdrawal of a name, if there is one, which must be of the same amount.

@@ -183,6 +183,29 @@ async fn a_withdrawal_asked_for_many_times_is_one() {
 }
 
 #[tokio::test]
+async fn one_that_is_overtaken_by_the_same_is_the_same() {
+    each_till(async |till| {
+        let quick = till.payer_out().await;
+        let saver = till.saver(&quick, FIVE_USD).await;
+        let rpc = FaultyRpc::start(&till.chain.url).await;
+        let slow = |config: &mut config::Payments| config.rpc_urls = vec![rpc.url.parse().unwrap()];
+        let slow = till.payer_out_at(Clock::System, slow).await;
+        // Which is asked of the chain once it is seen that there is no such withdrawal yet.
+        rpc.break_methods(&[("eth_call", Fault::HeldBack(|_| true))]);
+        let (asked, first) = tokio::join!(slow.withdraw(&saver, TWO, "rent"), async {
+            rpc.held_back().await;
+            let first = quick.withdraw(&saver, TWO, "rent").await.unwrap();
+            let done = till.until(&quick, &first, State::Finalized).await;
+            rpc.mend();
+            done
+        });
+        assert_eq!(asked.unwrap(), first);
+        assert_eq!((till.paid_to(&saver).await, quick.owned(&saver).await), (2_000_000, (3_000_000, 0)));
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn only_what_is_final_free_and_the_wallets_own_can_leave() {
     each_till(async |till| {
         let node = till.payer_out().await;
