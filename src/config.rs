@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
+use reqwest::header::HeaderValue;
 use secrecy::SecretString;
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -24,6 +25,8 @@ use crate::pricing::{Catalog, ImagePrice, ModelKind, Offer, Prices, Reasoning, T
 pub const DEFAULT_PATH: &str = "farebox.toml";
 /// The environment variable with the private key that pays for gas.
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
+/// The environment variable with the `Authorization` header for the facilitator.
+pub const FACILITATOR_AUTH: &str = "FAREBOX_FACILITATOR_AUTH";
 /// The environment variable with the secret that session tokens and nonces are signed with.
 pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
 /// As many as the hash of HS256 has (RFC 7518, section 3.2).
@@ -90,8 +93,21 @@ pub struct Payments {
     pub max_fee_gwei: u64,
     /// Contracts that may deploy a wallet whose signature comes before it (ERC-6492).
     pub erc6492_factories: Vec<Wallet>,
-    /// One key, or several between commas.
+    /// One key, or several between commas; empty, where a facilitator settles alone.
     pub relayer_keys: SecretString,
+    /// Who is asked to settle before a relayer of ours does.
+    pub facilitator: Option<Facilitator>,
+}
+
+/// A remote x402 facilitator.
+#[derive(Clone, Debug)]
+pub struct Facilitator {
+    /// What `/settle`, `/verify` and `/supported` are below.
+    pub url: Url,
+    /// The whole value of the `Authorization` header.
+    pub auth: Option<SecretString>,
+    /// What it is told that a payment is for: an absolute URL.
+    pub resource: String,
 }
 
 impl Payments {
@@ -254,6 +270,7 @@ struct FilePayments {
     max_fee_gwei: u64,
     #[serde(default)]
     erc6492_factories: Vec<String>,
+    facilitator_url: Option<String>,
 }
 
 fn zero_usd() -> String {
@@ -561,8 +578,8 @@ impl File {
         let payments = self.payments.ok_or_else(|| {
             invalid("[payments]", "is missing: rpc_urls and pay_to say where top-ups arrive")
         })?;
-        let payments = payments.check(env)?;
         let public_url = parse_url("public_url", &self.public_url)?;
+        let payments = payments.check(&public_url, env)?;
         let providers = check_providers(self.providers, env)?;
         let offers = check_models(self.models, &providers)?;
         if self.pricing.markup_bps > MarkupBps::MAX {
@@ -590,7 +607,7 @@ impl File {
 }
 
 impl FilePayments {
-    fn check(self, env: &Env) -> Result<Payments, ConfigError> {
+    fn check(self, public_url: &Url, env: &Env) -> Result<Payments, ConfigError> {
         let chain_id = self
             .network
             .strip_prefix("eip155:")
@@ -623,9 +640,15 @@ impl FilePayments {
         }
         let factories = self.erc6492_factories.iter();
         let factories = factories.map(|address| parse_address("payments.erc6492_factories", address));
-        let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
-            invalid(RELAYER_KEY, "is not set: the private key (0x…) of the account that pays for gas")
-        })?;
+        let facilitator = self.facilitator(public_url, env)?;
+        let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty());
+        if relayer_key.is_none() && facilitator.is_none() {
+            return Err(invalid(
+                RELAYER_KEY,
+                "is not set: the private key (0x…) of the account that pays for gas; or set \
+                 payments.facilitator_url to have payments settled by another",
+            ));
+        }
         Ok(Payments {
             chain_id,
             token,
@@ -638,8 +661,30 @@ impl FilePayments {
             max_unfinalized,
             max_fee_gwei: self.max_fee_gwei,
             erc6492_factories: factories.collect::<Result<_, _>>()?,
-            relayer_keys: SecretString::from(relayer_key.clone()),
+            relayer_keys: SecretString::from(relayer_key.cloned().unwrap_or_default()),
+            facilitator,
         })
+    }
+
+    fn facilitator(&self, public_url: &Url, env: &Env) -> Result<Option<Facilitator>, ConfigError> {
+        let place = "payments.facilitator_url";
+        let Some(text) = self.facilitator_url.as_ref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let url = parse_url(place, text)?;
+        let has_more = url.query().is_some() || url.fragment().is_some();
+        if has_more || !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid(
+                place,
+                format!("must be scheme, host and path alone; what authenticates us goes into {FACILITATOR_AUTH}"),
+            ));
+        }
+        let auth = env.get(FACILITATOR_AUTH).filter(|value| !value.is_empty());
+        if auth.is_some_and(|value| HeaderValue::from_str(value).is_err()) {
+            return Err(invalid(FACILITATOR_AUTH, "is not what an HTTP header can hold"));
+        }
+        let resource = format!("{}/v1/topup", public_url.as_str().trim_end_matches('/'));
+        Ok(Some(Facilitator { url, auth: auth.cloned().map(SecretString::from), resource }))
     }
 
     /// USDC on Base and Base Sepolia is known (Circle's list of contract addresses); any other
@@ -986,6 +1031,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "max_unfinalized_usd", Kind::Text),
     ("payments", "max_fee_gwei", Kind::Integer),
     ("payments", "erc6492_factories", Kind::TextList),
+    ("payments", "facilitator_url", Kind::Text),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),
@@ -1049,6 +1095,9 @@ pub fn summary(config: &Config) -> String {
     facts.insert("pay_to", payments.pay_to.to_string());
     facts
         .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
+    if let Some(facilitator) = &payments.facilitator {
+        facts.insert("facilitator", facilitator.url.to_string());
+    }
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
     facts.insert("prices", format!("version {}", config.catalog.version()));

@@ -662,6 +662,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (9, "limit rounds", include_str!("../migrations/0009_limit_rounds.sql")),
         (10, "receipt archives", include_str!("../migrations/0010_receipt_archives.sql")),
         (20, "usage units", include_str!("../migrations/0020_usage_units.sql")),
+        (30, "facilitator", include_str!("../migrations/0030_facilitator.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

@@ -143,6 +143,9 @@ impl Sale<'_> {
             let claim = Some(Claim::of_payment(payment.id, hash));
             return Ok(Ok(Purchase { principal, claim, payment: Some(payment), is_stand_in }));
         }
+        if let Some(reason) = payment.refused_so_far() {
+            return Ok(Err(x402::refused_so_far(app, &payment, reason)));
+        }
         if payment.state.status() == "pending" {
             return Ok(Err(pending(app, &payment)));
         }

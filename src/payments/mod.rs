@@ -4,6 +4,7 @@
 //! chain's own logs. Every step is in the database before the next one needs it, so whoever picks a
 //! payment up, after a crash or on another node, goes on from where it stands.
 
+mod facilitator;
 mod finality;
 mod relayers;
 mod settle;
@@ -27,6 +28,7 @@ use crate::id::Wallet;
 use crate::ledger::{Ledger, LedgerError};
 use crate::money::MicroUsdc;
 use crate::tasks::Tasks;
+use facilitator::{Facilitation, Facilitator};
 use wire::{Payload, Reason};
 
 /// How long a request waits for its settlement; then it is told that it is pending.
@@ -66,6 +68,7 @@ pub struct Payment {
     /// The request it was made for; `None` for a top-up.
     pub request_hash: Option<String>,
     pub last_error: Option<String>,
+    pub facilitation: Facilitation,
     pub created_at: Timestamp,
     /// When it was moved last.
     pub updated_at: Timestamp,
@@ -220,6 +223,7 @@ struct Parts {
     tasks: Tasks,
     health: Mutex<ChainHealth>,
     gas: Mutex<Vec<RelayerGas>>,
+    facilitator: Option<Facilitator>,
     /// Set once the chain and the token were seen to be what is configured.
     token_checked: AtomicBool,
     /// Verifications at once: each costs several calls to the chain, and comes from anybody.
@@ -227,7 +231,8 @@ struct Parts {
     /// Steps of payments at once.
     steps: Semaphore,
     late_steps: Semaphore,
-    /// Payments being driven by this process; the value becomes true when one is at rest.
+    /// Payments being driven by this process; the value is true when one is at rest, and while it was
+    /// refused by a facilitator.
     driven: Mutex<HashMap<i64, watch::Receiver<bool>>>,
 }
 
@@ -240,6 +245,7 @@ impl Payments {
         tasks: Tasks,
     ) -> Result<Self, ChainError> {
         let chain = Arc::new(Chain::new(&config, clock.clone())?);
+        let facilitator = config.facilitator.as_ref().map(Facilitator::new).transpose()?;
         Ok(Self(Arc::new(Parts {
             db,
             ledger,
@@ -249,6 +255,7 @@ impl Payments {
             tasks,
             health: Mutex::new(ChainHealth::Unchecked),
             gas: Mutex::default(),
+            facilitator,
             token_checked: AtomicBool::new(false),
             admissions: Semaphore::new(MAX_ADMISSIONS),
             steps: Semaphore::new(MAX_STEPS),

@@ -86,6 +86,7 @@ impl Bench {
             max_fee_gwei: 10,
             erc6492_factories: Vec::new(),
             relayer_keys: self.relayer.private_key().into(),
+            facilitator: None,
         }
     }
 
