@@ -2,6 +2,7 @@
 
 mod bench;
 mod chain_events;
+mod facilitator;
 mod faults;
 mod faulty_rpc;
 mod journal_model;
