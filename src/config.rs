@@ -676,7 +676,9 @@ impl FilePayments {
         if has_more || !url.username().is_empty() || url.password().is_some() {
             return Err(invalid(
                 place,
-                format!("must be scheme, host and path alone; what authenticates us goes into {FACILITATOR_AUTH}"),
+                format!(
+                    "must be scheme, host and path alone; what authenticates us goes into {FACILITATOR_AUTH}"
+                ),
             ));
         }
         let auth = env.get(FACILITATOR_AUTH).filter(|value| !value.is_empty());

@@ -22,7 +22,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use std::future::{Future, IntoFuture as _};
 
 pub use sighting::{Depth, Sighting, View};
-pub use token::{Authorization, TokenDomain};
+pub use token::{Authorization, TokenDomain, with_v_27};
 
 use crate::clock::Clock;
 use crate::config::Payments;

@@ -85,12 +85,7 @@ pub fn with_receipt(
     add_receipt(app, response, payment, outcome.map_err(Reason::code))
 }
 
-fn add_receipt(
-    app: &App,
-    mut response: Response,
-    payment: &Payment,
-    outcome: Result<(), &str>,
-) -> Response {
+fn add_receipt(app: &App, mut response: Response, payment: &Payment, outcome: Result<(), &str>) -> Response {
     let payments = &app.config.payments;
     let receipt = SettlementResponse {
         outcome,

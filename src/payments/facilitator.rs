@@ -18,7 +18,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::chain::{Authorization, ChainError};
+use crate::chain::{Authorization, ChainError, with_v_27};
 use crate::clock::Timestamp;
 use crate::config;
 use crate::failpoint;
@@ -199,7 +199,11 @@ impl Facilitator {
     async fn supported(&self) -> Result<Supported, String> {
         let called = self.call(Method::GET, "supported", None, SUPPORTED_TIMEOUT).await;
         let read = called.and_then(|(status, body)| {
-            if status.is_success() { read("supported", status, &body) } else { Err(said("supported", status)) }
+            if status.is_success() {
+                read("supported", status, &body)
+            } else {
+                Err(said("supported", status))
+            }
         });
         count("supported", if read.is_ok() { "ok" } else { "failed" });
         read
@@ -423,10 +427,10 @@ fn request(version: Version, payment: &Payment, resource: &str, config: &config:
     })
 }
 
-/// An exact payment's `payload`; the signature as the payer has sent it, be it a key's or a contract's.
+/// An exact payment's `payload`; the signature as the token is to have it: a contract's as it was sent.
 fn exact_payload(authorization: &Authorization, signature: &[u8]) -> Value {
     json!({
-        "signature": store::hex_of(signature),
+        "signature": store::hex_of(&with_v_27(signature)),
         "authorization": {
             "from": authorization.from.to_string(),
             "to": authorization.to.to_string(),
@@ -546,5 +550,67 @@ impl Supported {
         } else {
             Err(format!("it does not settle scheme {SCHEME} on {network}: use another facilitator"))
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(status: u16, body: &str) -> Called {
+        Ok((StatusCode::from_u16(status).unwrap(), body.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn an_answer_is_believed_to_be_no_more_than_it_says() {
+        let hash = format!("0x{}", "ab".repeat(32));
+        let sent = format!("{{\"success\":true,\"transaction\":\"{hash}\",\"network\":\"base\"}}");
+        assert_eq!(settled(called(200, &sent)), Answer::Sent(Some(hash)));
+        assert_eq!(settled(called(200, r#"{"success":true,"transaction":"0x12"}"#)), Answer::Sent(None));
+        assert_eq!(settled(called(200, r#"{"success":true}"#)), Answer::Sent(None));
+        let pending = r#"{"success":false,"errorReason":"settlement_pending","transaction":"0x12"}"#;
+        assert_eq!(settled(called(200, pending)), Answer::Pending);
+        let refused = r#"{"success":false,"errorReason":"invalid_exact_evm_signature","transaction":""}"#;
+        for status in [200, 400, 402, 412] {
+            let answer = settled(called(status, refused));
+            assert_eq!(answer, Answer::Refused("invalid_exact_evm_signature".into()));
+        }
+        for reason in ["null", "\"\"", "\"two words\"", &format!("\"{}\"", "a".repeat(101))] {
+            let answer = settled(called(200, &format!("{{\"success\":false,\"errorReason\":{reason}}}")));
+            assert_eq!(answer, Answer::Refused(NO_REASON.into()));
+        }
+        for (status, body) in [
+            (500, sent.as_str()),
+            (404, &sent),
+            (302, &sent),
+            (500, refused),
+            (307, refused),
+            (200, "{}"),
+            (200, ""),
+            (200, "settled"),
+            (200, r#"{"success":"true"}"#),
+        ] {
+            assert!(matches!(settled(called(status, body)), Answer::Failed(_)), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn only_a_yes_to_verify_goes_on_to_settle() {
+        assert_eq!(verified(called(200, r#"{"isValid":true,"payer":"0x12"}"#)), None);
+        let no = r#"{"isValid":false,"invalidReason":"invalid_exact_evm_nonce_already_used"}"#;
+        let refused = Answer::Refused("invalid_exact_evm_nonce_already_used".into());
+        assert_eq!(verified(called(200, no)), Some(refused.clone()));
+        assert_eq!(verified(called(400, no)), Some(refused));
+        for (status, body) in [(500, r#"{"isValid":true}"#), (503, no), (200, "{}"), (200, "yes")] {
+            assert!(matches!(verified(called(status, body)), Some(Answer::Failed(_))), "{status} {body}");
+        }
+    }
+
+    #[test]
+    fn pauses_grow_up_to_a_bound() {
+        let failed = Answer::Failed(String::new());
+        let pauses: Vec<_> = [1, 2, 3, 9, 10, 64, i64::MAX].map(|calls| failed.pause_seconds(calls)).into();
+        assert_eq!(pauses, [1, 2, 4, 256, 300, 300, 300]);
+        assert_eq!(Answer::Sent(None).pause_seconds(1), 30);
     }
 }

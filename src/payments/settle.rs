@@ -162,8 +162,7 @@ impl Payments {
     /// Whether its simulation was only just now, and nothing has been tried since.
     pub(super) fn is_fresh(&self, payment: &Payment) -> bool {
         // One that has come back here says why.
-        payment.last_error.is_none()
-            && payment.created_at.plus_seconds(FRESH_SECONDS) >= self.0.clock.now()
+        payment.last_error.is_none() && payment.created_at.plus_seconds(FRESH_SECONDS) >= self.0.clock.now()
     }
 
     /// Signs a transaction with a relayer's next account nonce, as the payment moves to `to`; with
