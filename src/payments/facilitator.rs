@@ -122,7 +122,7 @@ impl Answer {
             Self::Pending => PENDING_PAUSE_SECONDS,
             Self::Refused(_) | Self::Failed(_) => {
                 // More doublings than this are above the longest pause.
-                let doublings = u32::try_from(calls.saturating_sub(1)).unwrap_or_default().min(16);
+                let doublings = u32::try_from(calls.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
                 FIRST_PAUSE_SECONDS.saturating_mul(1 << doublings).min(LONGEST_PAUSE_SECONDS)
             }
         }

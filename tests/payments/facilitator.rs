@@ -6,7 +6,7 @@ use std::time::Instant;
 use farebox::config::Facilitator;
 
 use crate::payments::bench::*;
-use crate::support::gateway::{Answer, Gateway, Setup};
+use crate::support::gateway::{Answer, Gateway, Setup, ask};
 use crate::support::postgres;
 use crate::support::process::Process;
 use crate::support::smart_wallets::Safe;
@@ -643,6 +643,39 @@ async fn a_payer_is_told_what_the_facilitator_says_and_not_to_sign_again() {
     );
     assert!(text.contains("farebox_facilitator_seconds_count{endpoint=\"settle\"}"), "{text}");
     assert!(!gateway.logs().contains("of-the-facilitator"), "the secret is in the log");
+    gateway.audit();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_whose_payment_is_refused_is_run_once_when_that_is_settled() {
+    let chain = std::sync::Arc::new(TestChain::start());
+    let remote = Remote::start(&chain).await;
+    let upstream = ScriptedUpstream::start().await;
+    let setup = Setup { upstream_url: upstream.base_url.clone(), ..setup(&chain, &remote.url, None) };
+    let gateway = Gateway::start_with(setup).await;
+    remote.behave(json!({"as": "refusing", "reason": "insufficient_funds"})).await;
+    let payer = TestWallet::random();
+    chain.mint(payer.address(), 10 * FIVE_USD).await;
+    let payment = payer.authorization(gateway.setup.pay_to, FIVE_USD).sign().v1_header();
+    let body = ask("A word, please.");
+    let send = || gateway.post("/v1/chat/completions").json(&body).header("x-payment", &payment).send();
+
+    let refused = send().await.expect(402);
+    assert_eq!(refused.decoded("x-payment-response")["errorReason"], "insufficient_funds");
+    assert_eq!((refused.header("payment-required"), refused.header("x-should-retry")), (None, Some("false")));
+    assert!(refused.json()["accepts"].is_null(), "{refused:?}");
+    assert!(upstream.received().is_empty(), "nothing is run for what is not paid");
+
+    remote.behave(json!({"as": "healthy"})).await;
+    let answer = eventually("it is settled, and run", async || {
+        let answer = send().await;
+        (answer.status == 200).then_some(answer)
+    })
+    .await;
+    assert_eq!(answer.decoded("x-payment-response")["success"], true);
+    assert_eq!(send().await.expect(200).json(), answer.json(), "the same answer again");
+    assert_eq!(upstream.received().len(), 1);
+    assert_eq!(chain.usdc_of(payer.address()).await, 9 * FIVE_USD);
     gateway.audit();
 }
 
