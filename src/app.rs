@@ -148,6 +148,8 @@ impl App {
         let app = self.clone();
         self.tasks.spawn_service(async move { app.payments.run().await });
         let app = self.clone();
+        self.tasks.spawn_service(async move { app.payments.watch_facilitator().await });
+        let app = self.clone();
         self.tasks.spawn_service(async move {
             loop {
                 if let Err(error) = app.ledger.renew_lease().await {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Url;
+use reqwest::header::HeaderValue;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
@@ -28,6 +29,8 @@ pub const DEFAULT_PATH: &str = "farebox.toml";
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
 /// The environment variable with the private key of `pay_to`, which pays withdrawals.
 pub const TREASURY_KEY: &str = "FAREBOX_TREASURY_KEY";
+/// The environment variable with the `Authorization` header for the facilitator.
+pub const FACILITATOR_AUTH: &str = "FAREBOX_FACILITATOR_AUTH";
 /// The environment variable with the secret that session tokens and nonces are signed with.
 pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
 /// The environment variable with the private key that receipts are signed with.
@@ -103,8 +106,21 @@ pub struct Payments {
     pub withdrawals: Withdrawals,
     /// Of `pay_to`; `None`: nothing is paid out.
     pub treasury_key: Option<SecretString>,
-    /// One key, or several between commas.
+    /// One key, or several between commas; empty, where a facilitator settles alone.
     pub relayer_keys: SecretString,
+    /// Who is asked to settle before a relayer of ours does.
+    pub facilitator: Option<Facilitator>,
+}
+
+/// A remote x402 facilitator.
+#[derive(Clone, Debug)]
+pub struct Facilitator {
+    /// What `/settle`, `/verify` and `/supported` are below.
+    pub url: Url,
+    /// The whole value of the `Authorization` header.
+    pub auth: Option<SecretString>,
+    /// What it is told that a payment is for: an absolute URL.
+    pub resource: String,
 }
 
 impl Payments {
@@ -299,6 +315,7 @@ struct FilePayments {
     withdrawals_per_wallet_day_usd: String,
     #[serde(default = "ten_thousand_usd")]
     withdrawals_per_day_usd: String,
+    facilitator_url: Option<String>,
 }
 
 fn thousand_usd() -> String {
@@ -630,8 +647,8 @@ impl File {
         let payments = self.payments.ok_or_else(|| {
             invalid("[payments]", "is missing: rpc_urls and pay_to say where top-ups arrive")
         })?;
-        let payments = payments.check(env)?;
         let public_url = parse_url("public_url", &self.public_url)?;
+        let payments = payments.check(&public_url, env)?;
         let providers = check_providers(self.providers, env)?;
         let offers = check_models(self.models, &providers)?;
         if self.pricing.markup_bps > MarkupBps::MAX {
@@ -671,7 +688,7 @@ fn check_receipt_key(relayer_keys: &SecretString, env: &Env) -> Result<Option<Se
 }
 
 impl FilePayments {
-    fn check(self, env: &Env) -> Result<Payments, ConfigError> {
+    fn check(self, public_url: &Url, env: &Env) -> Result<Payments, ConfigError> {
         let chain_id = self
             .network
             .strip_prefix("eip155:")
@@ -711,9 +728,15 @@ impl FilePayments {
         let treasury_key = env.get(TREASURY_KEY).filter(|key| !key.is_empty());
         let factories = self.erc6492_factories.iter();
         let factories = factories.map(|address| parse_address("payments.erc6492_factories", address));
-        let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty()).ok_or_else(|| {
-            invalid(RELAYER_KEY, "is not set: the private key (0x…) of the account that pays for gas")
-        })?;
+        let facilitator = self.facilitator(public_url, env)?;
+        let relayer_key = env.get(RELAYER_KEY).filter(|key| !key.is_empty());
+        if relayer_key.is_none() && facilitator.is_none() {
+            return Err(invalid(
+                RELAYER_KEY,
+                "is not set: the private key (0x…) of the account that pays for gas; or set \
+                 payments.facilitator_url to have payments settled by another",
+            ));
+        }
         Ok(Payments {
             chain_id,
             token,
@@ -729,7 +752,8 @@ impl FilePayments {
             deposits: self.deposits.then_some(Deposits { min: min_deposit, from_block }),
             withdrawals,
             treasury_key: treasury_key.cloned().map(SecretString::from),
-            relayer_keys: SecretString::from(relayer_key.clone()),
+            relayer_keys: SecretString::from(relayer_key.cloned().unwrap_or_default()),
+            facilitator,
         })
     }
 
@@ -749,6 +773,29 @@ impl FilePayments {
             return Err(invalid("payments", "withdrawals_per_…day_usd must not be below 0 (0: any amount)"));
         }
         Ok(withdrawals)
+    }
+
+    fn facilitator(&self, public_url: &Url, env: &Env) -> Result<Option<Facilitator>, ConfigError> {
+        let place = "payments.facilitator_url";
+        let Some(text) = self.facilitator_url.as_ref().filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        let url = parse_url(place, text)?;
+        let has_more = url.query().is_some() || url.fragment().is_some();
+        if has_more || !url.username().is_empty() || url.password().is_some() {
+            return Err(invalid(
+                place,
+                format!(
+                    "must be scheme, host and path alone; what authenticates us goes into {FACILITATOR_AUTH}"
+                ),
+            ));
+        }
+        let auth = env.get(FACILITATOR_AUTH).filter(|value| !value.is_empty());
+        if auth.is_some_and(|value| HeaderValue::from_str(value).is_err()) {
+            return Err(invalid(FACILITATOR_AUTH, "is not what an HTTP header can hold"));
+        }
+        let resource = format!("{}/v1/topup", public_url.as_str().trim_end_matches('/'));
+        Ok(Some(Facilitator { url, auth: auth.cloned().map(SecretString::from), resource }))
     }
 
     /// USDC on Base and Base Sepolia is known (Circle's list of contract addresses); any other
@@ -1104,6 +1151,7 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "min_withdrawal_usd", Kind::Text),
     ("payments", "withdrawals_per_wallet_day_usd", Kind::Text),
     ("payments", "withdrawals_per_day_usd", Kind::Text),
+    ("payments", "facilitator_url", Kind::Text),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),
@@ -1167,6 +1215,9 @@ pub fn summary(config: &Config) -> String {
     facts.insert("pay_to", payments.pay_to.to_string());
     facts
         .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
+    if let Some(facilitator) = &payments.facilitator {
+        facts.insert("facilitator", facilitator.url.to_string());
+    }
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));
     facts.insert("prices", format!("version {}", config.catalog.version()));

@@ -667,6 +667,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (41, "reserves", include_str!("../migrations/0041_reserves.sql")),
         (50, "deposits", include_str!("../migrations/0050_deposits.sql")),
         (51, "withdrawals", include_str!("../migrations/0051_withdrawals.sql")),
+        (60, "facilitator", include_str!("../migrations/0060_facilitator.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

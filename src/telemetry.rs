@@ -43,6 +43,8 @@ pub fn start_metrics() -> Result<PrometheusHandle, BuildError> {
     describe_counter!("farebox_limited_total", "Requests refused by a limit, by code");
     describe_counter!("farebox_reversed_micro_total", "Micro-USDC of credits that the chain undid");
     describe_counter!("farebox_rpc_put_aside_total", "Times that an RPC endpoint was put aside");
+    describe_counter!("farebox_facilitator_calls_total", "Calls to the facilitator, by endpoint and outcome");
+    describe_histogram!("farebox_facilitator_seconds", "One call to the facilitator, by endpoint");
     describe_counter!("farebox_holds_total", "Holds made");
     describe_counter!("farebox_holds_ended_total", "Holds ended, by model and outcome");
     describe_counter!("farebox_charged_micro_total", "Micro-USDC charged, by model and outcome");

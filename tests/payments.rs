@@ -3,6 +3,7 @@
 mod bench;
 mod chain_events;
 mod deposits;
+mod facilitator;
 mod faults;
 mod faulty_rpc;
 mod journal_model;

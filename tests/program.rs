@@ -74,6 +74,27 @@ fn a_mistake_in_the_configuration_names_its_place() {
         ("a treasury that is none", good().replace(&pay_to, "pay_to = \"0x12\""), &[], "pay_to"),
         ("no treasury", good().replace(&pay_to, ""), &[], "pay_to"),
         ("no relayer key", good(), &[("FAREBOX_RELAYER_KEY", "")], "FAREBOX_RELAYER_KEY"),
+        (
+            "a facilitator's secret in its address",
+            good(),
+            &[("FAREBOX_FACILITATOR_URL", "https://user:word@facilitator.example/x402")],
+            "facilitator_url",
+        ),
+        (
+            "a facilitator's address with a query",
+            good(),
+            &[("FAREBOX_FACILITATOR_URL", "https://facilitator.example/x402?key=1")],
+            "facilitator_url",
+        ),
+        (
+            "a secret that no header can hold",
+            good(),
+            &[
+                ("FAREBOX_FACILITATOR_URL", "https://facilitator.example"),
+                ("FAREBOX_FACILITATOR_AUTH", "two\nlines"),
+            ],
+            "FAREBOX_FACILITATOR_AUTH",
+        ),
         ("no upstream key", good(), &[("UPSTREAM_KEY", "")], "UPSTREAM_KEY"),
         (
             "a provider without models",
@@ -350,4 +371,12 @@ fn prices_of_every_unit_are_checked_and_shown() {
     ] {
         assert!(text.contains(part), "{part} is not in {text}\n{}", stderr(&output));
     }
+}
+
+#[test]
+fn where_a_facilitator_settles_no_relayer_key_is_needed() {
+    let env = [("FAREBOX_RELAYER_KEY", ""), ("FAREBOX_FACILITATOR_URL", "https://facilitator.example/x402")];
+    let output = farebox(&["check-config"], &good(), &env);
+    assert!(output.status.success(), "{output:?}");
+    assert!(stdout(&output).contains("https://facilitator.example/x402"), "{output:?}");
 }

@@ -79,7 +79,7 @@ impl Authorization {
 }
 
 /// A key's signature with the `v` that the token insists on; any other is left as it is.
-fn with_v_27(signature: &[u8]) -> Vec<u8> {
+pub fn with_v_27(signature: &[u8]) -> Vec<u8> {
     let mut signature = signature.to_vec();
     if signature.len() == 65
         && let Some(v @ (0 | 1)) = signature.last_mut()

@@ -152,6 +152,9 @@ impl Sale<'_> {
                 is_stand_in,
             }));
         }
+        if let Some(reason) = payment.refused_so_far() {
+            return Ok(Err(x402::refused_so_far(app, &payment, reason)));
+        }
         if payment.state.status() == "pending" {
             return Ok(Err(pending(app, &payment)));
         }

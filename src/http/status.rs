@@ -40,6 +40,9 @@ struct Checks {
     database: &'static str,
     chain: String,
     journal: String,
+    /// Where one is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    facilitator: Option<String>,
 }
 
 /// Ready for requests with an API key: only the database must be there for those.
@@ -56,11 +59,19 @@ pub async fn ready(State(app): State<App>) -> Response {
         ChainHealth::Unchecked => "not checked yet".to_owned(),
         ChainHealth::Unreachable(why) | ChainHealth::Mismatch(why) => why,
     };
-    let all_ok = database.is_ok() && journal == "ok" && chain == "ok";
+    let facilitator = app.payments.facilitator_health();
+    let facilitator = facilitator.map(|health| health.err().unwrap_or_else(|| "ok".to_owned()));
+    let settles = facilitator.as_ref().is_none_or(|health| health == "ok");
+    let all_ok = database.is_ok() && journal == "ok" && chain == "ok" && settles;
     let serving = database.is_ok() && !app.tasks.is_stopping();
     let body = Ready {
         status: if all_ok && serving { "ready" } else { "degraded" },
-        checks: Checks { database: if database.is_ok() { "ok" } else { "does not answer" }, chain, journal },
+        checks: Checks {
+            database: if database.is_ok() { "ok" } else { "does not answer" },
+            chain,
+            journal,
+            facilitator,
+        },
     };
     json(if serving { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &body)
 }

@@ -235,6 +235,9 @@ async fn report(
         };
         return Ok(x402::with_signed_receipt(app, json(StatusCode::OK, &body), payment, PATH));
     }
+    if let Some(reason) = payment.refused_so_far() {
+        return Ok(x402::refused_so_far(app, payment, reason));
+    }
     if payment.state.status() == "pending" {
         let body = Pending { status: "pending", topup_id: payment.id, tx_hash: payment.tx_hash.clone() };
         let mut response = json(StatusCode::ACCEPTED, &body);

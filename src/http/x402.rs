@@ -1,9 +1,9 @@
 //! x402 over HTTP: the payment in a request, the terms in a 402, the receipt in an answer.
 
-use axum::http::header::HeaderValue;
+use axum::http::header::{HeaderValue, RETRY_AFTER};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::Response;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::attest::X402Receipt;
@@ -67,6 +67,23 @@ pub fn payment_required(
     response
 }
 
+/// The answer to a payment that a facilitator has refused and that is not at an end: no terms, so that
+/// nobody signs another while this one may still be carried out.
+pub fn refused_so_far(app: &App, payment: &Payment, reason: &str) -> Response {
+    let sentence = format!(
+        "{reason}: the facilitator has refused to settle this payment, and is asked again for a while. Nothing \
+         was taken so far, but it still may be until second {} of Unix time: until then send the same payment \
+         again to hear of it, and do not sign another",
+        payment.authorization.valid_before
+    );
+    let body =
+        json!({"x402Version": 1, "error": sentence, "topup_id": payment.id, "tx_hash": payment.tx_hash});
+    let mut response = json(StatusCode::PAYMENT_REQUIRED, &body);
+    response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("5"));
+    response.headers_mut().insert(names::X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    add_receipt(app, response, payment, Err(reason), None)
+}
+
 /// Adds what became of a payment to an answer, in the headers of both versions.
 pub fn with_receipt(
     app: &App,
@@ -74,7 +91,7 @@ pub fn with_receipt(
     payment: &Payment,
     outcome: Result<(), Reason>,
 ) -> Response {
-    with_settlement(app, response, payment, outcome, None)
+    add_receipt(app, response, payment, outcome.map_err(Reason::code), None)
 }
 
 /// The same of a payment that bought what is answered: with a receipt that the gateway signs.
@@ -92,14 +109,14 @@ pub fn with_signed_receipt(app: &App, response: Response, payment: &Payment, pat
     let signed =
         signed.inspect_err(|error| tracing::error!(%error, "a payment's receipt is not signed")).ok();
     let signed = signed.map(|receipt| extensions([offer_receipt_extension(&receipt)]));
-    with_settlement(app, response, payment, Ok(()), signed)
+    add_receipt(app, response, payment, Ok(()), signed)
 }
 
-fn with_settlement(
+fn add_receipt(
     app: &App,
     mut response: Response,
     payment: &Payment,
-    outcome: Result<(), Reason>,
+    outcome: Result<(), &str>,
     extensions: Option<Value>,
 ) -> Response {
     let payments = &app.config.payments;

@@ -61,7 +61,10 @@ impl Payments {
         }
         // It can still go through. Somebody else's transaction may have brought it: then there is none
         // of ours yet.
-        if self.nonce_is_lost(payment).await? && self.may_send_again(payment).await? {
+        if self.nonce_is_lost(payment).await?
+            && self.may_send_again(payment).await?
+            && !self.is_facilitators_turn(payment, true).await?
+        {
             self.sign_another(payment, payment.state).await?;
         }
         // A node that will not take what we have is no surprise.

@@ -5,6 +5,7 @@
 //! payment up, after a crash or on another node, goes on from where it stands.
 
 mod deposits;
+mod facilitator;
 mod finality;
 mod relayers;
 mod settle;
@@ -29,6 +30,7 @@ use crate::id::Wallet;
 use crate::ledger::{Ledger, LedgerError};
 use crate::money::MicroUsdc;
 use crate::tasks::Tasks;
+use facilitator::{Facilitation, Facilitator};
 use wire::{Payload, Reason};
 
 /// How long a request waits for its settlement; then it is told that it is pending.
@@ -111,6 +113,7 @@ pub struct Payment {
     /// Whom the operator has given a deposit to, where that is not its sender.
     pub beneficiary: Option<Wallet>,
     pub last_error: Option<String>,
+    pub facilitation: Facilitation,
     pub created_at: Timestamp,
     /// When it was moved last.
     pub updated_at: Timestamp,
@@ -282,6 +285,7 @@ struct Parts {
     tasks: Tasks,
     health: Mutex<ChainHealth>,
     gas: Mutex<Vec<RelayerGas>>,
+    facilitator: Option<Facilitator>,
     /// Set once the chain and the token were seen to be what is configured.
     token_checked: AtomicBool,
     /// Verifications at once: each costs several calls to the chain, and comes from anybody.
@@ -289,7 +293,8 @@ struct Parts {
     /// Steps of payments at once.
     steps: Semaphore,
     late_steps: Semaphore,
-    /// Payments being driven by this process; the value becomes true when one is at rest.
+    /// Payments being driven by this process; the value is true when one is at rest, and while it was
+    /// refused by a facilitator.
     driven: Mutex<HashMap<i64, watch::Receiver<bool>>>,
 }
 
@@ -302,6 +307,7 @@ impl Payments {
         tasks: Tasks,
     ) -> Result<Self, ChainError> {
         let chain = Arc::new(Chain::new(&config, clock.clone())?);
+        let facilitator = config.facilitator.as_ref().map(Facilitator::new).transpose()?;
         Ok(Self(Arc::new(Parts {
             db,
             ledger,
@@ -311,6 +317,7 @@ impl Payments {
             tasks,
             health: Mutex::new(ChainHealth::Unchecked),
             gas: Mutex::default(),
+            facilitator,
             token_checked: AtomicBool::new(false),
             admissions: Semaphore::new(MAX_ADMISSIONS),
             steps: Semaphore::new(MAX_STEPS),

@@ -93,7 +93,9 @@ impl Payments {
             match step {
                 Ok(Step::AtRest) => return,
                 Ok(Step::Moved) => continue,
-                Ok(Step::Wait) => {}
+                // Whoever waits is told at once; the payment goes on.
+                Ok(Step::Refused) => tell(waiters, true),
+                Ok(Step::Wait) => tell(waiters, false),
                 Err(error) => tracing::warn!(payment = id, %error, "payment not moved; it is tried again"),
             }
             // The map holds one receiver; if that is all, nobody waits, and the journal will do.
@@ -151,10 +153,13 @@ impl Payments {
 
     /// Signs the transaction and keeps its bytes, before anybody sees them.
     async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        // One that has come back here says why.
-        let is_fresh = payment.last_error.is_none()
-            && payment.created_at.plus_seconds(FRESH_SECONDS) >= self.0.clock.now();
-        if !is_fresh {
+        // What is paid out is ours to send.
+        if payment.kind != Kind::Withdrawal
+            && let Some(step) = self.by_facilitator(payment).await?
+        {
+            return Ok(step);
+        }
+        if !self.is_fresh(payment) {
             // Somebody else may have sent it, it may have expired, or no longer go through.
             if let Some(step) = self.look(payment).await? {
                 return Ok(step);
@@ -165,6 +170,12 @@ impl Payments {
         }
         self.sign_another(payment, State::Signed).await?;
         Ok(Step::Moved)
+    }
+
+    /// Whether its simulation was only just now, and nothing has been tried since.
+    pub(super) fn is_fresh(&self, payment: &Payment) -> bool {
+        // One that has come back here says why.
+        payment.last_error.is_none() && payment.created_at.plus_seconds(FRESH_SECONDS) >= self.0.clock.now()
     }
 
     /// Signs a transaction with a relayer's next account nonce, as the payment moves to `to`; with
@@ -272,7 +283,7 @@ impl Payments {
     }
 
     /// Looks for the transfer and for the authorization's end; `Some` if either moved the payment.
-    async fn look(&self, payment: &Payment) -> Result<Option<Step>, PaymentError> {
+    pub(super) async fn look(&self, payment: &Payment) -> Result<Option<Step>, PaymentError> {
         let view = self.sight(payment, Depth::Head).await?;
         if let Some(found) = view.sighting.undisputed() {
             let mut tx = self.0.db.begin().await?;
@@ -462,6 +473,11 @@ pub(super) async fn book_credit(
     Ok(true)
 }
 
+/// Says whether there is anything to wait for; who was told so already is not woken.
+fn tell(waiters: &watch::Sender<bool>, at_rest: bool) {
+    waiters.send_if_modified(|told| std::mem::replace(told, at_rest) != at_rest);
+}
+
 /// The longest pause after so many looks.
 fn longest_pause(looks: u32) -> Duration {
     if looks < EAGER_LOOKS {
@@ -492,6 +508,8 @@ fn out_of_range() -> PaymentError {
 pub(super) enum Step {
     /// The payment is in another state now, or somebody else has moved it.
     Moved,
+    /// As with [`Self::Wait`]; but a facilitator has refused it, so there is no use in waiting for it.
+    Refused,
     /// It waits for the chain.
     Wait,
     AtRest,

@@ -8,6 +8,7 @@ use crate::clock::Timestamp;
 use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
 use crate::money::MicroUsdc;
+use crate::payments::facilitator::Facilitation;
 use crate::payments::{Kind, Payment, State};
 
 /// A payment on its way into the journal.
@@ -420,6 +421,37 @@ pub async fn mark_settled(
     .map(drop)
 }
 
+/// Reserves the next call to the facilitator for one of those who would make it, until a time: whoever
+/// has seen as many `calls` as there were. `false`: another makes it, or the payment has moved on.
+pub async fn reserve_call(tx: &mut DbTx, id: i64, calls: i64, until: Timestamp) -> Result<bool, DbError> {
+    let reserved = tx
+        .execute(
+            "UPDATE payments SET facilitator_calls = facilitator_calls + 1, facilitator_next_ms = $3
+             WHERE id = $1 AND facilitator_calls = $2 AND state IN ('verified', 'credited')",
+            args![id, calls, until],
+        )
+        .await?;
+    Ok(reserved == 1)
+}
+
+/// Keeps what a call to the facilitator came to, and when the next may be made.
+pub async fn note_answer(
+    tx: &mut DbTx,
+    id: i64,
+    next: Timestamp,
+    refusal: Option<&str>,
+    note: &str,
+) -> Result<(), DbError> {
+    tx.execute(
+        "UPDATE payments SET facilitator_next_ms = $2, facilitator_refusal = $3,
+                             last_error = CASE WHEN state = 'verified' THEN $4 ELSE last_error END
+         WHERE id = $1",
+        args![id, next, refusal.map(str::to_owned), note],
+    )
+    .await
+    .map(drop)
+}
+
 pub async fn note_error(tx: &mut DbTx, id: i64, why: &str) -> Result<(), DbError> {
     tx.execute("UPDATE payments SET last_error = $2 WHERE id = $1", args![id, why]).await.map(drop)
 }
@@ -459,6 +491,11 @@ pub fn read(row: &DbRow) -> Result<Payment, DbError> {
             .then(|| row.wallet("beneficiary"))
             .transpose()?,
         last_error: row.text_or_null("last_error")?,
+        facilitation: Facilitation {
+            calls: row.int("facilitator_calls")?,
+            next_call_at: row.time("facilitator_next_ms")?,
+            refusal: row.text_or_null("facilitator_refusal")?,
+        },
         created_at: row.time("created_at_ms")?,
         updated_at: row.time("updated_at_ms")?,
     })

@@ -133,7 +133,7 @@ impl Requirement {
     }
 }
 
-const SCHEME: &str = "exact";
+pub(super) const SCHEME: &str = "exact";
 const MIME_TYPE: &str = "application/json";
 
 fn extra(payments: &Payments) -> Value {
@@ -141,7 +141,7 @@ fn extra(payments: &Payments) -> Value {
 }
 
 /// The network as v1 spells it; where v1 has no name for it, as v2 does.
-fn v1_network(payments: &Payments) -> String {
+pub(super) fn v1_network(payments: &Payments) -> String {
     match payments.chain_id {
         8453 => "base".into(),
         84532 => "base-sepolia".into(),
@@ -208,7 +208,8 @@ pub fn bazaar_extension(example: &Example) -> (&'static str, Value) {
 
 /// A receipt for the `PAYMENT-RESPONSE` and `X-PAYMENT-RESPONSE` headers.
 pub struct SettlementResponse<'a> {
-    pub outcome: Result<(), Reason>,
+    /// Or the code of what was wrong.
+    pub outcome: Result<(), &'a str>,
     pub tx_hash: &'a str,
     pub payer: String,
     pub amount: MicroUsdc,
@@ -234,7 +235,7 @@ impl SettlementResponse<'_> {
             "amount": self.amount.to_string(),
         });
         if let Err(reason) = self.outcome {
-            receipt["errorReason"] = reason.code().into();
+            receipt["errorReason"] = reason.into();
         }
         if let Some(extensions) = &self.extensions {
             receipt["extensions"] = extensions.clone();

@@ -93,6 +93,7 @@ impl Bench {
             },
             treasury_key: None,
             relayer_keys: self.relayer.private_key().into(),
+            facilitator: None,
         }
     }
 
