@@ -1216,7 +1216,8 @@ pub fn summary(config: &Config) -> String {
     facts
         .insert("top-ups", format!("{} to {} USD", payments.min_topup.to_usd(), payments.max_topup.to_usd()));
     if let Some(facilitator) = &payments.facilitator {
-        facts.insert("facilitator", facilitator.url.to_string());
+        // The rest of an address may hold a key.
+        facts.insert("facilitator", facilitator.url.host_str().unwrap_or_default().to_owned());
     }
     facts.insert("markup", format!("{} bps", config.markup.get()));
     facts.insert("siwe_domains", config.auth.siwe_domains.join(", "));

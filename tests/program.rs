@@ -378,5 +378,6 @@ fn where_a_facilitator_settles_no_relayer_key_is_needed() {
     let env = [("FAREBOX_RELAYER_KEY", ""), ("FAREBOX_FACILITATOR_URL", "https://facilitator.example/x402")];
     let output = farebox(&["check-config"], &good(), &env);
     assert!(output.status.success(), "{output:?}");
-    assert!(stdout(&output).contains("https://facilitator.example/x402"), "{output:?}");
+    let text = stdout(&output);
+    assert!(text.lines().any(|line| line.ends_with(" facilitator.example")), "{text}");
 }

@@ -142,6 +142,8 @@ pub struct Facilitator {
     client: Client,
     /// Without a slash at its end.
     base_url: String,
+    /// The host alone, for the log: the rest of an address may hold a key.
+    host: String,
     auth: Option<HeaderValue>,
     resource: String,
     places: Arc<Semaphore>,
@@ -152,7 +154,6 @@ impl Facilitator {
     pub fn new(config: &config::Facilitator) -> Result<Self, ChainError> {
         let client = Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .timeout(SETTLE_TIMEOUT)
             .tcp_nodelay(true)
             // A redirect could carry payment and secret to somebody else.
             .redirect(reqwest::redirect::Policy::none())
@@ -161,6 +162,7 @@ impl Facilitator {
         Ok(Self {
             client,
             base_url: config.url.as_str().trim_end_matches('/').to_owned(),
+            host: config.url.host_str().unwrap_or_default().to_owned(),
             auth: config.auth.as_ref().and_then(header_of),
             resource: config.resource.clone(),
             places: Arc::new(Semaphore::new(MAX_CALLS_AT_ONCE)),
@@ -189,8 +191,8 @@ impl Facilitator {
         let offers = offers.map(drop);
         if standing.offers != offers {
             match &offers {
-                Ok(()) => tracing::info!(host = self.base_url, "the facilitator settles our payments"),
-                Err(why) => tracing::warn!(host = self.base_url, why, "the facilitator is not of use"),
+                Ok(()) => tracing::info!(host = self.host, "the facilitator settles our payments"),
+                Err(why) => tracing::warn!(host = self.host, why, "the facilitator is not of use"),
             }
         }
         standing.offers = offers;

@@ -390,6 +390,7 @@ async fn whatever_else_it_answers_decides_nothing_and_takes_us_nowhere() {
             (Script::answer(307, &[("location", &location)], ""), "HTTP 307"),
             (Script::answer(302, &[("location", &location)], success.to_string()), "HTTP 302"),
             (Script::hang_up(), "has not answered"),
+            (Script::hang_up().silence(Duration::from_secs(25)), "no answer within 12 seconds"),
         ] {
             broken.play(script);
             let payer = bench.payer(FIVE_USD).await;
