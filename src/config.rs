@@ -27,10 +27,10 @@ use crate::pricing::{
 pub const DEFAULT_PATH: &str = "farebox.toml";
 /// The environment variable with the private key that pays for gas.
 pub const RELAYER_KEY: &str = "FAREBOX_RELAYER_KEY";
-/// The environment variable with the private key of `pay_to`, which pays withdrawals.
-pub const TREASURY_KEY: &str = "FAREBOX_TREASURY_KEY";
 /// The environment variable with the `Authorization` header for the facilitator.
 pub const FACILITATOR_AUTH: &str = "FAREBOX_FACILITATOR_AUTH";
+/// The environment variable with the private key of `pay_to`, which pays withdrawals.
+pub const TREASURY_KEY: &str = "FAREBOX_TREASURY_KEY";
 /// The environment variable with the secret that session tokens and nonces are signed with.
 pub const SESSION_SECRET: &str = "FAREBOX_SESSION_SECRET";
 /// The environment variable with the private key that receipts are signed with.
@@ -303,6 +303,7 @@ struct FilePayments {
     max_fee_gwei: u64,
     #[serde(default)]
     erc6492_factories: Vec<String>,
+    facilitator_url: Option<String>,
     #[serde(default)]
     deposits: bool,
     #[serde(default = "one_usd")]
@@ -315,7 +316,6 @@ struct FilePayments {
     withdrawals_per_wallet_day_usd: String,
     #[serde(default = "ten_thousand_usd")]
     withdrawals_per_day_usd: String,
-    facilitator_url: Option<String>,
 }
 
 fn thousand_usd() -> String {
@@ -737,6 +737,12 @@ impl FilePayments {
                  payments.facilitator_url to have payments settled by another",
             ));
         }
+        if relayer_key.is_none() && treasury_key.is_some() {
+            return Err(invalid(
+                TREASURY_KEY,
+                format!("pays withdrawals, which a relayer of ours sends: set {RELAYER_KEY} too"),
+            ));
+        }
         Ok(Payments {
             chain_id,
             token,
@@ -755,24 +761,6 @@ impl FilePayments {
             relayer_keys: SecretString::from(relayer_key.cloned().unwrap_or_default()),
             facilitator,
         })
-    }
-
-    fn withdrawals(&self) -> Result<Withdrawals, ConfigError> {
-        let withdrawals = Withdrawals {
-            min: parse_usd("payments.min_withdrawal_usd", &self.min_withdrawal_usd)?,
-            wallet_daily: parse_usd(
-                "payments.withdrawals_per_wallet_day_usd",
-                &self.withdrawals_per_wallet_day_usd,
-            )?,
-            daily: parse_usd("payments.withdrawals_per_day_usd", &self.withdrawals_per_day_usd)?,
-        };
-        if withdrawals.min <= MicroUsdc::ZERO {
-            return Err(invalid("payments.min_withdrawal_usd", "must be above 0, as each costs gas"));
-        }
-        if withdrawals.wallet_daily < MicroUsdc::ZERO || withdrawals.daily < MicroUsdc::ZERO {
-            return Err(invalid("payments", "withdrawals_per_…day_usd must not be below 0 (0: any amount)"));
-        }
-        Ok(withdrawals)
     }
 
     fn facilitator(&self, public_url: &Url, env: &Env) -> Result<Option<Facilitator>, ConfigError> {
@@ -796,6 +784,24 @@ impl FilePayments {
         }
         let resource = format!("{}/v1/topup", public_url.as_str().trim_end_matches('/'));
         Ok(Some(Facilitator { url, auth: auth.cloned().map(SecretString::from), resource }))
+    }
+
+    fn withdrawals(&self) -> Result<Withdrawals, ConfigError> {
+        let withdrawals = Withdrawals {
+            min: parse_usd("payments.min_withdrawal_usd", &self.min_withdrawal_usd)?,
+            wallet_daily: parse_usd(
+                "payments.withdrawals_per_wallet_day_usd",
+                &self.withdrawals_per_wallet_day_usd,
+            )?,
+            daily: parse_usd("payments.withdrawals_per_day_usd", &self.withdrawals_per_day_usd)?,
+        };
+        if withdrawals.min <= MicroUsdc::ZERO {
+            return Err(invalid("payments.min_withdrawal_usd", "must be above 0, as each costs gas"));
+        }
+        if withdrawals.wallet_daily < MicroUsdc::ZERO || withdrawals.daily < MicroUsdc::ZERO {
+            return Err(invalid("payments", "withdrawals_per_…day_usd must not be below 0 (0: any amount)"));
+        }
+        Ok(withdrawals)
     }
 
     /// USDC on Base and Base Sepolia is known (Circle's list of contract addresses); any other
@@ -1145,13 +1151,13 @@ const KEYS: &[(&str, &str, Kind)] = &[
     ("payments", "max_unfinalized_usd", Kind::Text),
     ("payments", "max_fee_gwei", Kind::Integer),
     ("payments", "erc6492_factories", Kind::TextList),
+    ("payments", "facilitator_url", Kind::Text),
     ("payments", "deposits", Kind::Flag),
     ("payments", "min_deposit_usd", Kind::Text),
     ("payments", "deposits_from_block", Kind::Integer),
     ("payments", "min_withdrawal_usd", Kind::Text),
     ("payments", "withdrawals_per_wallet_day_usd", Kind::Text),
     ("payments", "withdrawals_per_day_usd", Kind::Text),
-    ("payments", "facilitator_url", Kind::Text),
     ("pricing", "markup_bps", Kind::Integer),
     ("auth", "siwe_domains", Kind::TextList),
     ("auth", "chain_ids", Kind::IntegerList),

@@ -24,7 +24,7 @@ use crate::config;
 use crate::failpoint;
 use crate::payments::settle::Step;
 use crate::payments::wire::{Reason, Requirement, SCHEME, v1_network};
-use crate::payments::{Payment, PaymentError, Payments, State, store, unpoisoned};
+use crate::payments::{Kind, Payment, PaymentError, Payments, State, store, unpoisoned};
 
 /// A facilitator waits for the transaction's receipt, a few blocks; what takes longer the chain tells us.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(12);
@@ -288,7 +288,8 @@ impl Payments {
 
     /// Moves a verified payment on by the facilitator; `None`, if it is not its turn.
     pub(super) async fn by_facilitator(&self, payment: &Payment) -> Result<Option<Step>, PaymentError> {
-        if self.0.facilitator.is_none() {
+        // What goes out a relayer of ours sends.
+        if self.0.facilitator.is_none() || payment.kind != Kind::Authorization {
             return Ok(None);
         }
         let is_first = payment.facilitation.calls == 0 && self.is_fresh(payment);
@@ -311,6 +312,9 @@ impl Payments {
         can_go_through: bool,
     ) -> Result<bool, PaymentError> {
         let Some(facilitator) = &self.0.facilitator else { return Ok(false) };
+        if payment.kind != Kind::Authorization {
+            return Ok(false);
+        }
         let now = self.0.clock.now();
         let Facilitation { calls, next_call_at, .. } = payment.facilitation;
         if now < next_call_at {
@@ -370,7 +374,7 @@ impl Payments {
         Ok(())
     }
 
-    fn has_relayer(&self) -> bool {
+    pub(super) fn has_relayer(&self) -> bool {
         self.0.chain.relayers().next().is_some()
     }
 }
@@ -522,12 +526,12 @@ fn said(endpoint: &str, status: StatusCode) -> String {
 /// What `/supported` lists.
 #[derive(Deserialize)]
 struct Supported {
-    kinds: Vec<Kind>,
+    kinds: Vec<SupportedKind>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Kind {
+struct SupportedKind {
     x402_version: i64,
     scheme: String,
     network: String,

@@ -153,10 +153,7 @@ impl Payments {
 
     /// Signs the transaction and keeps its bytes, before anybody sees them.
     async fn sign(&self, payment: &Payment) -> Result<Step, PaymentError> {
-        // What is paid out is ours to send.
-        if payment.kind != Kind::Withdrawal
-            && let Some(step) = self.by_facilitator(payment).await?
-        {
+        if let Some(step) = self.by_facilitator(payment).await? {
             return Ok(step);
         }
         if !self.is_fresh(payment) {
@@ -181,6 +178,9 @@ impl Payments {
     /// Signs a transaction with a relayer's next account nonce, as the payment moves to `to`; with
     /// several who try, one does.
     pub(super) async fn sign_another(&self, payment: &Payment, to: State) -> Result<(), PaymentError> {
+        if !self.has_relayer() {
+            return Err(PaymentError::Unavailable("there is no relayer's key to send it with".into()));
+        }
         let now = self.0.clock.now();
         let chain = &self.0.chain;
         let relayer = self.relayer_for(payment.id);
@@ -457,6 +457,11 @@ impl Payments {
     }
 }
 
+/// Says whether there is anything to wait for; who was told so already is not woken.
+fn tell(waiters: &watch::Sender<bool>, at_rest: bool) {
+    waiters.send_if_modified(|told| std::mem::replace(told, at_rest) != at_rest);
+}
+
 /// The one place where a payment becomes money: the move and the entry in one transaction. `false`, if somebody
 /// else has moved it.
 pub(super) async fn book_credit(
@@ -471,11 +476,6 @@ pub(super) async fn book_credit(
     }
     ledger.credit(tx, payment.wallet(), payment.value, payment.id).await?;
     Ok(true)
-}
-
-/// Says whether there is anything to wait for; who was told so already is not woken.
-fn tell(waiters: &watch::Sender<bool>, at_rest: bool) {
-    waiters.send_if_modified(|told| std::mem::replace(told, at_rest) != at_rest);
 }
 
 /// The longest pause after so many looks.
