@@ -65,7 +65,7 @@ impl<'a> TranscriptionRequest<'a> {
         let prompt = form.sizes().filter(|(_, is_file, _)| !is_file).map(|(_, _, size)| size).sum();
         let has_prompt = form.text("prompt")?.is_some();
         let is_cut = form.sizes().any(|(name, ..)| name.starts_with("chunking_strategy"));
-        let length = sound::measure(file);
+        let length = sound::measure_sent(file);
         let prompt_bytes = if has_prompt { prompt } else { 0 };
         Ok(Self { model, stream, prompt_bytes, is_json, is_cut, length, form })
     }

@@ -7,6 +7,10 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
     if be32(file, 4)? & 0x7fff_ffff != 34 {
         return None;
     }
+    let blocks = (be32(file, 8)? >> 16, be32(file, 8)? & 0xffff);
+    if blocks.0 < 16 || blocks.1 < blocks.0 {
+        return None;
+    }
     let packed = u64::from_be_bytes(array(file, 18)?);
     let (rate, said) = (packed >> 44, packed & 0xf_ffff_ffff);
     if rate == 0 {

@@ -14,6 +14,9 @@ const MPEG2: [[u64; 16]; 2] = [
 ];
 const RATES: [u64; 3] = [44_100, 48_000, 32_000];
 
+/// As much else as there may be in a file beside its frames, or a sixteenth: tags behind them, and what was cut off.
+const MOST_OTHERS: u64 = 128 << 10;
+
 /// A head of four bytes.
 #[derive(Copy, Clone)]
 struct Frame {
@@ -67,6 +70,11 @@ impl Frame {
     }
 }
 
+/// The bytes of the frame at a place, if there is one.
+pub(super) fn frame_bytes(file: &[u8], at: usize) -> Option<usize> {
+    Frame::read(file, at).map(|frame| frame.bytes).filter(|bytes| *bytes > 0)
+}
+
 /// At most what all heads there can be say together: no decoder makes sound without one. By chance some are in
 /// what is none, one in 5,000 bytes. What it is, is told by the frames that follow on one another.
 pub(super) fn measure(file: &[u8]) -> Option<Length> {
@@ -92,6 +100,8 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
         }
     }
     // Something else that looks like a frame here and there is no recording.
-    let is_mostly_frames = length_of(file) / 2 <= u64::try_from(chained_bytes).ok()?;
+    let chained_bytes = u64::try_from(chained_bytes).ok()?;
+    let others = length_of(file).saturating_sub(chained_bytes);
+    let is_mostly_frames = others <= MOST_OTHERS.max(length_of(file) / 16);
     (chained_ns > 0 && is_mostly_frames).then(|| Length::new(all_ns, chained_ns, 2))
 }

@@ -37,6 +37,11 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
             let codec = Codec::read(page.body)?;
             streams.insert(page.serial, Stream { codec, packets: 0, is_open: false, granule: 0 });
         }
+        // One that begins anew under a name that is taken may be of another kind.
+        let is_known = streams.get(&page.serial).is_some_and(|stream| stream.packets > 0);
+        if is_known && file.get(at + 5).is_some_and(|flags| flags & 2 != 0) {
+            return None;
+        }
         let stream = streams.get_mut(&page.serial)?;
         held = held.saturating_add(stream.take(&page));
         at = page.end;

@@ -26,7 +26,7 @@ fn mp3(frames: usize) -> Vec<u8> {
 /// Frames of so many samples, from 1 to 65,536, with as few bytes as there can be, and a head that says `said`.
 fn flac(rate: u64, said: u64, frames: usize, samples: u32) -> Vec<u8> {
     let mut file = b"fLaC\x80\0\0\x22".to_vec();
-    file.extend_from_slice(&[0; 10]);
+    file.extend_from_slice(&[0, 16, 0xff, 0xff, 0, 0, 0, 0, 0, 0]);
     file.extend_from_slice(&(rate << 44 | 15 << 36 | said).to_be_bytes());
     file.extend_from_slice(&[0; 16]);
     for _ in 0..frames {
@@ -262,4 +262,70 @@ proptest! {
         let held = u64::try_from(frames).unwrap() * u64::from(samples) * 1000 / 44_100;
         prop_assert!(measure(&file).unwrap().most_ms >= held);
     }
+}
+
+/// What one reader takes for a second and another for a minute is nobody's to measure.
+#[test]
+fn what_could_be_another_recording_is_not_measured() {
+    let sent = |file: &[u8]| measure_sent(file).map(|length| length.most_ms);
+    for file in all() {
+        let is_mp4 = file.get(4..8) == Some(b"ftyp");
+        assert_eq!(measure_sent(&file), measure(&file).filter(|_| !is_mp4), "what is one thing is measured");
+    }
+    // Samples that are frames of something else.
+    let frames = mp3(40);
+    assert_eq!(sent(&wav_of(192_000, u32::try_from(frames.len()).unwrap(), &frames)), None);
+    let mut adts = vec![0; 23];
+    adts[..7].copy_from_slice(&[0xff, 0xf1, 0x50, 0x80, 0x02, 0xff, 0xfc]);
+    let mut ac3 = vec![0; 128];
+    ac3[..5].copy_from_slice(&[0x0b, 0x77, 0, 0, 0]);
+    let packets: Vec<u8> = (0..188 * 12).map(|i| if i % 188 == 0 { 0x47 } else { 1 }).collect();
+    let marks = [0x72, 0xf8, 0x1f, 0x4e, 0, 0, 0, 0].repeat(4);
+    for hidden in [adts.repeat(6), ac3.repeat(6), packets, marks] {
+        let data = [vec![9; 1000], hidden.clone()].concat();
+        assert_eq!(sent(&wav_of(48_000, u32::try_from(data.len()).unwrap(), &data)), None);
+        assert_eq!(sent(&[hidden, mp3(200)].concat()), None);
+    }
+    // One frame is chance, and the samples of a voice are not all alike.
+    let lone = [vec![9; 1000], mp3(1), vec![7; 1000]].concat();
+    assert!(sent(&wav_of(48_000, u32::try_from(lone.len()).unwrap(), &lone)).is_some());
+    // Tags that are none, or that stand before what has none.
+    for tag in [[0xff, 0, 0, 0, 0, 0, 10], [4, 0, 0, 0x80, 0, 0, 10]] {
+        assert_eq!(sent(&[b"ID3", &tag[..], &[0; 10], &mp3(9)].concat()), None);
+    }
+    assert_eq!(sent(&[b"ID3\x04\0\0\0\0\0\x0aAAAAAAAAAA", &wav(8000, 400)[..]].concat()), None);
+    assert_eq!(sent(&mp4(100, 102_400)), None);
+}
+
+#[test]
+fn of_two_heads_the_one_that_makes_it_long_counts_or_none() {
+    let data = vec![7; 16_000];
+    // 1,024 bits a sample, of which eight are said to be in use.
+    let format = |bits: u16, valid: u16| {
+        let mut format = vec![0xfe, 0xff, 1, 0];
+        format.extend_from_slice(&8000_u32.to_le_bytes());
+        format.extend_from_slice(&[0; 4]);
+        format.extend_from_slice(&(bits / 8).to_le_bytes());
+        format.extend_from_slice(&bits.to_le_bytes());
+        format.extend_from_slice(&22_u16.to_le_bytes());
+        format.extend_from_slice(&valid.to_le_bytes());
+        format.extend_from_slice(&[0, 0, 0, 0, 1, 0]);
+        format.extend_from_slice(&[0; 14]);
+        format
+    };
+    let wav = |formats: &[Vec<u8>]| {
+        let chunk = |name: &[u8; 4], content: &[u8]| {
+            [&name[..], &u32::try_from(content.len()).unwrap().to_le_bytes(), content].concat()
+        };
+        let formats: Vec<u8> = formats.iter().flat_map(|format| chunk(b"fmt ", format)).collect();
+        [b"RIFF\0\0\0\0WAVE", &formats[..], &chunk(b"data", &data)].concat()
+    };
+    assert_eq!(length(&wav(&[format(64, 8)])).0, 2000);
+    assert_eq!(length(&wav(&[format(16, 16)])).0, 1000);
+    assert_eq!(measure(&wav(&[format(1024, 8)])), None);
+    assert_eq!(measure(&wav(&[format(16, 16), format(16, 16)])), None);
+    // A cluster in what is passed over.
+    let mut webm = webm(2, b"A_OPUS");
+    webm.extend(element(&[0xec], &[0x1f, 0x43, 0xb6, 0x75, 0x81, 0]));
+    assert_eq!(measure(&webm), None);
 }

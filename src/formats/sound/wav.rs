@@ -23,6 +23,10 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
         EXTENSIBLE => le16(file, format.start + 24)?,
         tag => tag,
     };
+    // Of two heads readers take the one or the other.
+    if find(file, format.end, b"fmt ").is_some_and(|second| second.start < samples.start) {
+        return None;
+    }
     match tag {
         PCM | FLOAT | A_LAW | MU_LAW => {
             let (rate, frame_bytes) = frames(file.get(format.start..format.end)?)?;
@@ -35,13 +39,28 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
     }
 }
 
+/// Whether what is in it are frames of MPEG sound.
+pub(super) fn is_mpeg(file: &[u8]) -> bool {
+    find(file, 12, b"fmt ").and_then(|format| le16(file, format.start)) == Some(MP3)
+}
+
+/// More samples a second than any recording has.
+const MOST_RATE: u64 = 768_000;
+
 /// The rate, and the bytes of a sample of all channels: the fewest that the head can mean.
 fn frames(format: &[u8]) -> Option<(u64, u64)> {
     let (channels, rate) = (u64::from(le16(format, 2)?), u64::from(le32(format, 4)?));
     let (declared, bits) = (u64::from(le16(format, 12)?), u64::from(le16(format, 14)?));
     let computed = channels * bits.div_ceil(8);
-    let frame_bytes = declared.min(computed);
-    (rate > 0 && frame_bytes > 0).then_some((rate, frame_bytes))
+    let mut frame_bytes = declared.min(computed);
+    // Of an extensible head some readers go by the bits that are said to be in use.
+    if le16(format, 0)? == EXTENSIBLE {
+        let valid = u64::from(le16(format, 18)?);
+        if valid > 0 {
+            frame_bytes = frame_bytes.min(channels * valid.div_ceil(8));
+        }
+    }
+    (rate > 0 && rate <= MOST_RATE && bits <= 64 && frame_bytes > 0).then_some((rate, frame_bytes))
 }
 
 struct Chunk {

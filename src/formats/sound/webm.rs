@@ -5,6 +5,7 @@ use super::{Length, opus};
 /// What is looked into; the rest is passed over. The names are those of RFC 9559.
 mod id {
     pub const EBML: u64 = 0x1a45_dfa3;
+    pub const SEEK_HEAD: u64 = 0x114d_9b74;
     pub const SEGMENT: u64 = 0x1853_8067;
     pub const CLUSTER: u64 = 0x1f43_b675;
     pub const TRACKS: u64 = 0x1654_ae6b;
@@ -15,6 +16,9 @@ mod id {
     pub const BLOCK: u64 = 0xa1;
     pub const SIMPLE_BLOCK: u64 = 0xa3;
 }
+
+/// What is where in the file names its clusters too, and is short.
+const MOST_INDEX: u64 = 1 << 10;
 
 pub(super) fn measure(file: &[u8]) -> Option<Length> {
     let mut at = 0;
@@ -28,6 +32,12 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
             id::SEGMENT | id::CLUSTER | id::TRACKS | id::TRACK_ENTRY | id::BLOCK_GROUP => start,
             _ => start.checked_add(usize::try_from(size).ok()?)?,
         };
+        // A decoder that has lost its way looks for the next cluster, wherever that is.
+        let is_opened = at == start;
+        let is_index = id == id::SEEK_HEAD && size <= MOST_INDEX;
+        if !is_opened && !is_index && has_cluster(file.get(start..at).unwrap_or_default()) {
+            return None;
+        }
         match (id, file.get(start..at)) {
             (id::CODEC_ID, Some(codec)) if codec != b"A_OPUS" => return None,
             (id::CODEC_ID, _) => tracks += 1,
@@ -35,8 +45,7 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
             (id::BLOCK | id::SIMPLE_BLOCK, Some(block)) => held = held.saturating_add(block_nanos(block)?),
             // The last block may be cut off, if no others could be found behind it.
             (id::BLOCK | id::SIMPLE_BLOCK, None) => {
-                let rest = file.get(start..)?;
-                if rest.windows(4).any(|bytes| bytes == [0x1f, 0x43, 0xb6, 0x75]) {
+                if has_cluster(file.get(start..)?) {
                     return None;
                 }
                 held = held.saturating_add(opus::MOST_NANOS);
@@ -47,6 +56,10 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
         }
     }
     (tracks == 1 && held > 0).then(|| Length::exactly(held))
+}
+
+fn has_cluster(bytes: &[u8]) -> bool {
+    bytes.windows(4).any(|bytes| bytes == [0x1f, 0x43, 0xb6, 0x75])
 }
 
 /// What a block lasts: its track's number, its time and its flags, and then one packet, or several.
