@@ -55,6 +55,8 @@ impl House {
             ),
             model(FIRST, "first", price, &format!("fallbacks = [\"{SECOND}\"]")),
             model(ALONE, "first", price, ""),
+            model("first/unseen", "first", price, &format!("reasoning = \"allow\"\nfallbacks = [\"{SECOND}\"]")),
+            model("first/unseen-alone", "first", price, "reasoning = \"allow\""),
             model(SECOND, "second", dearer, ""),
         ]
         .join("\n");
@@ -197,6 +199,18 @@ async fn the_hold_is_for_the_dearest_and_the_charge_for_who_answers() {
     assert_eq!(receipt["hold_usdc"], second["hold_usdc"]);
     assert!(alone["hold_usdc"].as_u64() < second["hold_usdc"].as_u64(), "{alone}");
     house.check_spent(2 * FIRST_CHARGE + SECOND_CHARGE).await;
+}
+
+/// Where nobody can tell what was used, the most that it can be with the one who answered is charged.
+#[tokio::test]
+async fn what_nobody_can_tell_costs_no_more_than_with_who_answered() {
+    let house = House::open().await;
+    house.first.play(Script::json(200, &completion(None)));
+    let alone = house.receipt(&house.ask("first/unseen-alone").await.expect(200)).await;
+    let first = house.receipt(&house.ask("first/unseen").await.expect(200)).await;
+    assert_eq!(alone["charged_usdc"], alone["hold_usdc"], "{alone}");
+    assert_eq!(first["charged_usdc"], alone["charged_usdc"], "{first}");
+    assert!(first["hold_usdc"].as_u64() > first["charged_usdc"].as_u64(), "{first}");
 }
 
 #[tokio::test]

@@ -109,6 +109,14 @@ impl<'a> Request<'a> {
         }
     }
 
+    /// Whether an upstream of this format can be asked for it at all.
+    pub fn check_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<(), BadRequest> {
+        match self {
+            Self::Conversation(_) => Ok(()),
+            Self::Completions(_) | Self::Medium(_) => media::check_upstream(offer, format),
+        }
+    }
+
     /// What an upstream of this format is sent for it. What it has no place for is refused by name.
     pub fn to_upstream(&self, offer: &Offer, format: UpstreamFormat) -> Result<UpstreamRequest, BadRequest> {
         match self {

@@ -172,7 +172,10 @@ impl<'a> ImagesRequest<'a> {
             ));
         }
         let is_size = |size: &str| {
-            let number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+            // Others read 01024 as 1024, and the prices have no row for it.
+            let number = |text: &str| {
+                text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty() && !text.starts_with('0')
+            };
             size == "auto"
                 || size.split_once('x').is_some_and(|(width, height)| number(width) && number(height))
         };

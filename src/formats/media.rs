@@ -295,9 +295,12 @@ impl Reading {
         estimate: Option<Usage>,
     ) -> Used {
         let by_tokens = is_sold_by_tokens(prices);
-        let mut used = match (by_tokens, reported, estimate) {
+        // A report of seconds says nothing of tokens. Of no tokens it says that there were none.
+        let is_of_tokens = |usage: &Usage| usage.count(Unit::Millisecond) == 0 || usage.prompt_tokens() > 0;
+        let tokens = reported.filter(is_of_tokens);
+        let mut used = match (by_tokens, tokens, estimate) {
             (false, ..) => Usage::NONE,
-            (true, Some(reported), _) => of_tokens(&reported),
+            (true, Some(tokens), _) => of_tokens(&tokens),
             (true, None, Some(estimate)) => of_tokens(&estimate),
             (true, None, None) => return Used::Unknown,
         };
@@ -311,7 +314,7 @@ impl Reading {
                 used = used.with(unit, count);
             }
         }
-        if by_tokens && reported.is_none() { Used::Estimated(used) } else { Used::Known(used) }
+        if by_tokens && tokens.is_none() { Used::Estimated(used) } else { Used::Known(used) }
     }
 
     fn read_usage(&self, report: &str) -> Option<Usage> {

@@ -63,6 +63,9 @@ impl<'a> Form<'a> {
             }
             let length = find(&body[start..], delimiter.as_bytes());
             let end = start + length.ok_or_else(|| unreadable("it is cut off"))?;
+            if holds_boundary(&body[start..end], &boundary) {
+                return Err(unreadable("a value holds what others take for the end of it"));
+            }
             parts.push(Part::read(body, at..at + head, start..end)?);
             at = end + delimiter.len();
         }
@@ -167,17 +170,20 @@ impl Part {
             return Err(unreadable("a part is no form-data"));
         }
         let mut name = None;
-        let mut is_file = false;
+        let (mut is_file, mut is_renamed) = (false, false);
         for (key, text) in parameters {
             match key.to_ascii_lowercase().as_str() {
                 "name" if name.is_none() => name = Some(text),
-                "filename" if !is_file => is_file = true,
+                "filename" if !is_file && !text.is_empty() => is_file = true,
                 // What a filename is in other letters, for who can read them.
-                "filename*" => {}
+                "filename*" => is_renamed = true,
                 _ => return Err(unreadable("a part has two names, or something else beside its name")),
             }
         }
         let name = name.ok_or_else(|| unreadable("a part has no name"))?;
+        if is_renamed && !is_file {
+            return Err(unreadable("a part has a filename for some readers only"));
+        }
         let is_clear =
             |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.' | b'[' | b']');
         if name.is_empty() || !name.bytes().all(is_clear) || name == "_charset_" {
@@ -198,6 +204,19 @@ fn is_plain(content_type: &str) -> bool {
             matches!(charset, "utf-8" | "us-ascii")
         }
     }
+}
+
+/// Whether a value holds the boundary at the beginning of a line, however that ends: some readers ask for no more.
+fn holds_boundary(value: &[u8], boundary: &str) -> bool {
+    let delimiter = format!("--{boundary}");
+    let mut rest = value;
+    while let Some(at) = find(rest, delimiter.as_bytes()) {
+        if at > 0 && matches!(rest[at - 1], b'\n' | b'\r') {
+            return true;
+        }
+        rest = &rest[at + 1..];
+    }
+    false
 }
 
 /// The boundary that a Content-Type names.
@@ -341,6 +360,10 @@ mod tests {
             &[(&field("_charset_"), "utf-16")],
             &[(model.as_str(), "a\r\n--b1 \r\nContent-Disposition: form-data; name=\"n\"\r\n\r\n7")],
             &[(model.as_str(), "a\r\n--b12\r\n")],
+            &[(model.as_str(), "a\n--b1\r\nContent-Disposition: form-data; name=\"n\"\r\n\r\n7")],
+            &[(model.as_str(), "a\r--b1\r\n")],
+            &[("Content-Disposition: form-data; name=\"size\"; filename*=utf-8''x", "a")],
+            &[("Content-Disposition: form-data; name=\"size\"; filename=\"\"", "a")],
         ] {
             assert!(!refused(parts).is_empty(), "{parts:?}");
         }

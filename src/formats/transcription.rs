@@ -229,6 +229,9 @@ mod tests {
         let usage = Usage::NONE.with(Unit::AudioIn, 14).with(Unit::Completion, 5);
         assert_eq!(used(&reading, answer, &by_token()), Used::Known(usage));
         assert_eq!(used(&reading, r#"{"text":"Hi"}"#, &by_token()), Used::Unknown);
+        // Seconds are no tokens.
+        let seconds = r#"{"text":"Hi","usage":{"type":"duration","seconds":27}}"#;
+        assert_eq!(used(&reading, seconds, &by_token()), Used::Unknown);
         // Sound that cannot be measured may fill the context, but not several of them.
         let body = form(&[("model", "p/m")], b"\x00\x01unknown");
         let request = TranscriptionRequest::parse(TYPE, &body).unwrap();

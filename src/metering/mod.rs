@@ -258,6 +258,7 @@ impl Metering {
             hold: Some(hold),
             bounds: first.bounds,
             may_reason_unseen: first.may_reason_unseen(),
+            ceiling: first.quote.amount,
             kept: order.claim.map(|_| self.0.kept.clone()),
             ledger: ledger.clone(),
             tasks: tasks.clone(),

@@ -105,6 +105,8 @@ pub struct OpenHold {
     pub hold: Option<Hold>,
     pub bounds: Bounds,
     pub may_reason_unseen: bool,
+    /// What it can cost at most with the one who answers; held is what the dearest of all can.
+    pub ceiling: MicroUsdc,
     /// Where the answer is kept, if it may be asked for again.
     pub kept: Option<KeptAnswers>,
     pub ledger: Ledger,
@@ -118,6 +120,7 @@ impl OpenHold {
     pub fn serve(&mut self, route: &Route) {
         self.bounds = route.bounds;
         self.may_reason_unseen = route.may_reason_unseen();
+        self.ceiling = route.quote.amount;
         if let Some(hold) = &mut self.hold
             && hold.terms != route.terms
         {
@@ -154,10 +157,10 @@ impl OpenHold {
             Some(used) => used == Used::Unknown,
         };
         let charge = match hold.terms.charge(&usage, hold.amount) {
-            Some(charge) if unseen => Charge { charged: hold.amount, ..charge },
+            Some(charge) if unseen => Charge { charged: self.ceiling.min(hold.amount), ..charge },
             Some(charge) => charge,
             // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
-            None => Charge { charged: hold.amount, ..Charge::default() },
+            None => Charge { charged: self.ceiling.min(hold.amount), ..Charge::default() },
         };
         let reason = match (reason, outcome) {
             (Some(reason), _) => Some(reason.to_owned()),

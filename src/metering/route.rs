@@ -37,6 +37,7 @@ impl Route {
         markup: MarkupBps,
     ) -> Result<Self, MeteringError> {
         let upstream = providers.get(&offer.provider).ok_or(MeteringError::Unpriceable)?.clone();
+        request.check_upstream(offer, upstream.format())?;
         let offer = &request.narrow(offer)?;
         let bounds = request.bounds(offer)?;
         // Whoever serves it, it is the model that was asked for.
