@@ -275,9 +275,9 @@ fn what_could_be_another_recording_is_not_measured() {
     // Samples that are frames of something else.
     let frames = mp3(40);
     assert_eq!(sent(&wav_of(192_000, u32::try_from(frames.len()).unwrap(), &frames)), None);
-    let mut adts = vec![0; 23];
+    let mut adts = [0; 23];
     adts[..7].copy_from_slice(&[0xff, 0xf1, 0x50, 0x80, 0x02, 0xff, 0xfc]);
-    let mut ac3 = vec![0; 128];
+    let mut ac3 = [0; 128];
     ac3[..5].copy_from_slice(&[0x0b, 0x77, 0, 0, 0]);
     let packets: Vec<u8> = (0..188 * 12).map(|i| if i % 188 == 0 { 0x47 } else { 1 }).collect();
     let marks = [0x72, 0xf8, 0x1f, 0x4e, 0, 0, 0, 0].repeat(4);
