@@ -5,7 +5,7 @@ use bytes::Bytes;
 use crate::formats::media::{Format, Reading, refuse_parts};
 use crate::formats::multipart::Form;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, most_tokens, within_context,
+    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, most_tokens, unsupported, within_context,
 };
 use crate::formats::sound::{self, Length};
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -73,6 +73,11 @@ impl<'a> TranscriptionRequest<'a> {
     /// Checks the request against what is offered, and bounds what it can use.
     pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
         check_kind(offer, ModelKind::Transcription)?;
+        if self.stream && !is_sold_by_tokens(&offer.prices) {
+            // OpenAI's whisper answers as if it were not there, and not with events.
+            let message = format!("{} does not stream: leave stream out", offer.id);
+            return Err(unsupported("stream", message));
+        }
         let most_ms = match self.length {
             Some(length) => length.most_ms,
             // What is sold by the call alone needs no length.
@@ -254,6 +259,7 @@ mod tests {
             (&[("model", "m"), ("file_url", "http://x")], "file_url"),
             (&[("model", "m"), ("fallbacks", "x")], "fallbacks"),
             (&[("model", "m"), ("Stream", "true")], "stream"),
+            (&[("model", "m"), ("stream", "true")], "stream"),
             (&[("model", "m"), ("file", "x")], "file"),
         ] {
             assert_eq!(refused(fields, &sound, &whisper()).as_deref(), Some(param), "{fields:?}");
