@@ -5,7 +5,8 @@ use bytes::Bytes;
 use crate::formats::media::{Format, Reading, refuse_parts};
 use crate::formats::multipart::Form;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, most_tokens, unsupported, within_context,
+    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, most_tokens, unsupported,
+    within_context,
 };
 use crate::formats::sound::{self, Length};
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
