@@ -622,14 +622,14 @@ async fn the_database_refuses_what_the_books_must_never_say() {
                 "a transfer that pays for two payments",
                 "INSERT INTO payments SELECT id + 1, chain_id, asset, from_wallet, 'x', to_wallet, value_micro,
                      valid_after, valid_before, signature, state, seen_block, tx_hash, block_number, block_hash,
-                     log_index, last_error, created_at_ms, updated_at_ms, NULL, NULL, kind, NULL
+                     log_index, last_error, created_at_ms, updated_at_ms, NULL, NULL, kind, NULL, 0, 0, NULL
                  FROM payments",
             ),
             (
                 "an authorization written down twice",
                 "INSERT INTO payments SELECT id + 1, chain_id, asset, from_wallet, nonce, to_wallet, value_micro,
                      valid_after, valid_before, signature, 'verified', seen_block, NULL, NULL, NULL,
-                     NULL, last_error, created_at_ms, updated_at_ms, NULL, NULL, kind, NULL
+                     NULL, last_error, created_at_ms, updated_at_ms, NULL, NULL, kind, NULL, 0, 0, NULL
                  FROM payments",
             ),
         ];

@@ -129,9 +129,15 @@ impl Payments {
         let (state, seen_block) = match simulated {
             Ok(()) => (State::Verified, head.saturating_sub(HEAD_MARGIN_BLOCKS)),
             // Somebody else has sent it, so there is nothing for us to send: it is only watched.
-            Err(ChainError::Reverted(why)) => {
-                (State::Broadcast, self.explain_revert(payload, head, &why).await?)
-            }
+            Err(ChainError::Reverted(why)) => match self.explain_revert(payload, head, &why).await {
+                Ok(seen_block) => (State::Broadcast, seen_block),
+                Err(refusal) => {
+                    // Another node may have written it down and carried it out meanwhile.
+                    let Some(known) = self.find(payload).await? else { return Err(refusal) };
+                    self.check_made_for(payload, &known, request_hash).await?;
+                    return Ok(known.id);
+                }
+            },
             Err(other) => return Err(other.into()),
         };
         let new = NewPayment {

@@ -44,4 +44,4 @@ run(async () => {
   const { seen, unseen } = await changes(text, isGood, meaning);
   same("no byte of it can be changed unseen", unseen, []);
   check(`${seen} changes were seen`, seen > 1000);
-});
+}, 300);
