@@ -279,6 +279,26 @@ async fn a_request_that_is_at_fault_is_asked_of_nobody_else() {
 }
 
 #[tokio::test]
+async fn what_a_fallback_finds_wrong_is_not_the_clients_fault() {
+    let house = House::open().await;
+    house.first.play(refusal(529));
+    house.second.play(refusal(400));
+    house.ask(FIRST).await.error(502, "upstream_refused");
+    assert_eq!(house.asked(), (1, 1));
+    house.check_spent(0).await;
+}
+
+/// A report above what the one who answered could come to is not made good by what was held for another.
+#[tokio::test]
+async fn a_report_beyond_all_bounds_is_charged_as_who_answered_could_cost() {
+    let house = House::open().await;
+    let alone = house.receipt(&house.ask(ALONE).await.expect(200)).await;
+    house.first.play(Script::json(200, &completion(Some(usage(1_000_000, 1_000_000)))));
+    let receipt = house.receipt(&house.ask(FIRST).await.expect(200)).await;
+    assert_eq!((&receipt["provider"], &receipt["charged_usdc"]), (&json!("first"), &alone["hold_usdc"]));
+}
+
+#[tokio::test]
 async fn a_fallback_that_cannot_take_the_request_is_passed_over() {
     let house = House::open().await;
     house.first.play(refusal(500));

@@ -156,11 +156,12 @@ impl OpenHold {
             None => self.may_reason_unseen && delivered.is_whole && outcome == Outcome::Estimated,
             Some(used) => used == Used::Unknown,
         };
-        let charge = match hold.terms.charge(&usage, hold.amount) {
-            Some(charge) if unseen => Charge { charged: self.ceiling.min(hold.amount), ..charge },
+        let ceiling = self.ceiling.min(hold.amount);
+        let charge = match hold.terms.charge(&usage, ceiling) {
+            Some(charge) if unseen => Charge { charged: ceiling, ..charge },
             Some(charge) => charge,
             // No sum of bounded tokens and prices leaves 128 bits; if one did, the hold is the most.
-            None => Charge { charged: self.ceiling.min(hold.amount), ..Charge::default() },
+            None => Charge { charged: ceiling, ..Charge::default() },
         };
         let reason = match (reason, outcome) {
             (Some(reason), _) => Some(reason.to_owned()),

@@ -233,7 +233,9 @@ impl<'a> Attempts<'a> {
     ) -> Result<(), UpstreamError> {
         attempt.route.upstream.failed(attempt.turn, &error, now);
         match error.blames() {
-            Blame::Request => return Err(error),
+            Blame::Request if attempt.index == 0 => return Err(error),
+            // What another finds wrong need not be the request's fault: it was made for the first.
+            Blame::Request => self.given_up.push(attempt.index),
             Blame::Upstream | Blame::Absence | Blame::Model => self.given_up.push(attempt.index),
             Blame::Key | Blame::Pause(_) => {}
         }

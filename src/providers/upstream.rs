@@ -299,11 +299,11 @@ async fn refusal(
 
 impl Key {
     fn taken_out_of(&self, message: &str) -> String {
-        let message: String = message.chars().take(MAX_MESSAGE_CHARS).collect();
-        match &self.secret {
+        let message = match &self.secret {
             Some(key) => message.replace(key.expose_secret(), "[key]"),
-            None => message,
-        }
+            None => message.to_owned(),
+        };
+        message.chars().take(MAX_MESSAGE_CHARS).collect()
     }
 }
 
