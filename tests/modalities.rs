@@ -225,7 +225,8 @@ async fn sound_comes_as_it_is_and_its_characters_are_charged() {
     // Of sound by the token a file says nothing: the hold. Its events do.
     let body = json!({"model": VOICE_BY_TOKEN, "input": "Hello", "voice": "alloy"});
     let given = ask(&gateway, &customer, SPEECH, &body).await.expect(200);
-    let held = (7 + 80) * 600_000 + 2000 * 12_000_000;
+    // Five characters take three seconds at most.
+    let held = (7 + 80) * 600_000 + 300 * 12_000_000;
     let receipt = was_charged(&gateway, &customer, &given, held, held).await;
     assert_eq!((&receipt["outcome"], &receipt["reason"]), (&json!("estimated"), &json!("usage_missing")));
     let done = json!({"type": "speech.audio.done", "usage": {"input_tokens": 5, "output_tokens": 101}});

@@ -139,7 +139,7 @@ impl<'a> Request<'a> {
                 let (choices, wants_usage) = (request.choices(), request.wants_usage);
                 Exchange::Conversation(exchange::Exchange::of_chat(&request.model, choices, wants_usage))
             }
-            Self::Medium(request) => Exchange::Medium(request.reading()),
+            Self::Medium(request) => Exchange::Medium(Box::new(request.reading())),
         }
     }
 }
@@ -148,7 +148,7 @@ impl<'a> Request<'a> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Exchange {
     Conversation(exchange::Exchange),
-    Medium(media::Reading),
+    Medium(Box<media::Reading>),
 }
 
 impl Exchange {

@@ -12,7 +12,7 @@ use crate::formats::exchange::UpstreamRequest;
 use crate::formats::images::ImagesRequest;
 use crate::formats::json::{Object, quote, with_member};
 use crate::formats::multipart::Form;
-use crate::formats::request::{BadRequest, Bounds, is_priced, is_sold_by_tokens, unsupported};
+use crate::formats::request::{BadRequest, Bounds, is_either, is_priced, is_sold_by_tokens, unsupported};
 use crate::formats::sound;
 use crate::formats::speech::SpeechRequest;
 use crate::formats::sse::Event;
@@ -222,6 +222,8 @@ pub struct Reading {
     pub(super) counted: Usage,
     /// Tokens, where an answer does not tell; `None`: as many as were held for.
     pub(super) estimate: Option<Usage>,
+    /// What there is beside sound that is charged by the second, for want of a report.
+    pub(super) beside_sound: Usage,
     /// The same of an answer that broke off, beside what came of it.
     pub(super) estimate_of_part: Option<Usage>,
 }
@@ -240,7 +242,8 @@ pub enum Used {
 impl Reading {
     pub(super) fn of_json(model: &str, dialect: Dialect) -> Self {
         let (format, model) = (Format::Data, model.to_owned());
-        Self { model, format, dialect, counted: Usage::NONE, estimate: None, estimate_of_part: None }
+        let (counted, beside_sound) = (Usage::NONE, Usage::NONE);
+        Self { model, format, dialect, counted, estimate: None, beside_sound, estimate_of_part: None }
     }
 
     /// In which words the upstream reports usage.
@@ -298,6 +301,10 @@ impl Reading {
         // A report of seconds says nothing of tokens. Of no tokens it says that there were none.
         let is_of_tokens = |usage: &Usage| usage.count(Unit::Millisecond) == 0 || usage.prompt_tokens() > 0;
         let tokens = reported.filter(is_of_tokens);
+        if self.is_either(prices) {
+            // Whatever is reported is the sound; without a report of tokens it is what was measured.
+            return tokens.map_or_else(|| self.used_by_second(reported, counted), Used::Known);
+        }
         let mut used = match (by_tokens, tokens, estimate) {
             (false, ..) => Usage::NONE,
             (true, Some(tokens), _) => of_tokens(&tokens),
@@ -315,6 +322,25 @@ impl Reading {
             }
         }
         if by_tokens && tokens.is_none() { Used::Estimated(used) } else { Used::Known(used) }
+    }
+
+    /// Whether sound has a price by the token and by the second.
+    fn is_either(&self, prices: &Prices) -> bool {
+        match self.dialect {
+            Dialect::Speech => is_either(prices, Unit::AudioOut),
+            Dialect::Transcription => is_either(prices, Unit::AudioIn),
+            _ => false,
+        }
+    }
+
+    fn used_by_second(&self, reported: Option<Usage>, counted: Usage) -> Used {
+        let reported = reported.map_or(0, |reported| reported.count(Unit::Millisecond));
+        let ms = if reported > 0 { reported } else { counted.count(Unit::Millisecond) };
+        match (ms, reported) {
+            (0, _) => Used::Unknown,
+            (_, 0) => Used::Estimated(self.beside_sound.with(Unit::Millisecond, ms)),
+            _ => Used::Known(Usage::NONE.with(Unit::Millisecond, ms)),
+        }
     }
 
     fn read_usage(&self, report: &str) -> Option<Usage> {

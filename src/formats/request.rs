@@ -4,7 +4,8 @@
 use serde::Deserialize;
 
 use crate::formats::json::{Object, length};
-use crate::pricing::{ModelKind, Most, Offer, Prices, Unit, Units, Usage};
+use crate::money::MarkupBps;
+use crate::pricing::{ModelKind, Most, Offer, Prices, Unit, Units, Usage, quote};
 
 /// Output tokens when the request names no limit.
 pub(super) const DEFAULT_MAX_TOKENS: u64 = 1024;
@@ -181,6 +182,8 @@ pub(super) struct Need {
     /// … or may be, where it has a price.
     pub(super) maybe: Units,
     pub(super) others: Usage,
+    /// Sound that is billed by these tokens, or else by the second: where both have a price, they are for the same.
+    pub(super) either: Option<Unit>,
 }
 
 impl Need {
@@ -202,10 +205,29 @@ impl Need {
         };
         let unpriced = prices.unpriced(bounds.most().units());
         if unpriced.is_empty() {
-            return Ok(bounds);
+            return Ok(match self.either {
+                Some(sound) if is_either(prices, sound) => dearer(bounds, offer),
+                _ => bounds,
+            });
         }
         Err(unsupported("model", format!("{} has no price for {unpriced}: choose another model", offer.id)))
     }
+}
+
+/// Whether sound has a price by these tokens and by the second, of which one or the other is charged.
+pub(super) fn is_either(prices: &Prices, sound: Unit) -> bool {
+    prices.rates().listed(sound).is_some() && is_priced(prices, Unit::Millisecond)
+}
+
+/// Of sound that may be charged by its tokens or by the second, what costs more: with all that is beside it.
+fn dearer(bounds: Bounds, offer: &Offer) -> Bounds {
+    let by_token = Bounds { others: bounds.others.with(Unit::Millisecond, 0), ..bounds };
+    let terms = offer.terms(MarkupBps::new(0));
+    let cost = |bounds: &Bounds| quote(&terms, bounds.most()).map(|quote| quote.amount);
+    let sound = |unit: &Unit| matches!(unit, Unit::AudioIn | Unit::CachedAudio | Unit::AudioOut);
+    let text = bounds.tokens.iter().filter(|unit| !sound(unit)).collect();
+    let by_second = Bounds { tokens: text, ..bounds };
+    if cost(&by_token) >= cost(&by_second) { by_token } else { by_second }
 }
 
 /// More than the tokens that are in so many bytes, and in what a model is told around them.

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::formats::json::{Object, length, quote};
 use crate::formats::media::{ELSEWHERE, Format, Reading, SpokenAs};
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, most_tokens, optional, parse_body,
-    refuse_members, required, unsupported, within_context,
+    BadRequest, Bounds, Need, bad_value, check_kind, estimate_tokens, is_priced, most_tokens, optional,
+    parse_body, refuse_members, required, unsupported, within_context,
 };
 use crate::money::parse_decimal;
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -21,6 +21,9 @@ const NOT_PROMPT: &[&str] = &["model", "voice", "response_format", "speed", "str
 /// No voice takes longer for a character, at the speed of 1. It is an assumption: people, and models, take a
 /// seventh of it.
 const MOST_MS_A_CHARACTER: u64 = 500;
+
+/// No model makes more tokens of a second: they make 20 to 50.
+const MOST_TOKENS_A_SECOND: u64 = 100;
 
 /// A request for speech, parsed as far as its price needs.
 pub struct SpeechRequest<'a> {
@@ -66,13 +69,8 @@ impl<'a> SpeechRequest<'a> {
     /// Checks the request against what is offered, and bounds what it can use.
     pub fn bounds(&self, offer: &Offer) -> Result<Bounds, BadRequest> {
         check_kind(offer, ModelKind::Speech)?;
-        if is_priced(&offer.prices, Unit::AudioOut) && offer.max_output_tokens == 0 {
-            return Err(unsupported(
-                "model",
-                format!("{} has no max_output_tokens to bound its sound", offer.id),
-            ));
-        }
-        if self.stream && is_priced(&offer.prices, Unit::Millisecond) {
+        let by_second = is_priced(&offer.prices, Unit::Millisecond);
+        if self.stream && by_second && !is_priced(&offer.prices, Unit::AudioOut) {
             let message =
                 format!("{} is sold by the second, which events do not tell: leave it out", offer.id);
             return Err(unsupported("stream_format", message));
@@ -81,12 +79,19 @@ impl<'a> SpeechRequest<'a> {
             self.characters.saturating_mul(MOST_MS_A_CHARACTER).saturating_mul(1000).div_ceil(self.speed);
         Need {
             prompt: within_context(most_tokens(self.prompt_bytes), offer),
-            completion: offer.max_output_tokens,
+            completion: self.most_spoken(most_ms, offer),
+            either: Some(Unit::AudioOut),
             tokens: Units::NONE.with(Unit::Prompt).with(Unit::AudioOut),
             others: self.counted().with(Unit::Millisecond, most_ms),
             ..Need::default()
         }
         .bounds(offer)
+    }
+
+    /// Tokens of sound: as many as the model has, or as there are in the longest that it can be.
+    fn most_spoken(&self, most_ms: u64, offer: &Offer) -> u64 {
+        let most = most_ms.div_ceil(1000).saturating_mul(MOST_TOKENS_A_SECOND);
+        if offer.max_output_tokens == 0 { most } else { most.min(offer.max_output_tokens) }
     }
 
     fn counted(&self) -> Usage {
@@ -102,7 +107,13 @@ impl<'a> SpeechRequest<'a> {
 
     pub fn reading(&self) -> Reading {
         let format = Format::Sound(self.spoken_as);
-        Reading { format, counted: self.counted(), ..Reading::of_json(&self.model, Dialect::Speech) }
+        let beside_sound = Usage::NONE.with(Unit::Prompt, estimate_tokens(self.prompt_bytes));
+        Reading {
+            format,
+            counted: self.counted(),
+            beside_sound,
+            ..Reading::of_json(&self.model, Dialect::Speech)
+        }
     }
 }
 
@@ -156,10 +167,11 @@ mod tests {
     #[test]
     fn sound_by_the_token_is_bounded_by_the_model_and_told_by_events() {
         let tokens = offer(ModelKind::Speech, &[(Unit::Prompt, 600_000), (Unit::AudioOut, 12_000_000)]);
-        assert_eq!(parse(BODY).bounds(&tokens).unwrap_err().param.as_deref(), Some("model"));
-        let tokens = Offer { max_output_tokens: 2000, ..tokens };
+        // Seven characters, of half a second each, and a hundred tokens a second begun.
         let bounds = parse(BODY).bounds(&tokens).unwrap();
-        assert_eq!((bounds.completion, bounds.others), (2000, Usage::NONE));
+        assert_eq!((bounds.completion, bounds.others), (400, Usage::NONE));
+        let tokens = Offer { max_output_tokens: 300, ..tokens };
+        assert_eq!(parse(BODY).bounds(&tokens).unwrap().completion, 300);
         assert!(bounds.tokens.has(Unit::AudioOut) && bounds.tokens.has(Unit::Prompt));
         assert_eq!(used(&parse(BODY).reading(), "ID3", &tokens), Used::Unknown);
 
@@ -181,6 +193,29 @@ mod tests {
             tap.last(MicroUsdc::new(9)),
             "data: {\"type\":\"speech.audio.done\",\"usage\":{\"input_tokens\":14,\"output_tokens\":101,\"total_tokens\":115,\"charged_usdc\":9}}\n\n"
         );
+    }
+
+    #[test]
+    fn sound_with_two_prices_is_charged_by_one_of_them() {
+        let prices = [(Unit::Prompt, 600_000), (Unit::AudioOut, 12_000_000), (Unit::Millisecond, 250_000)];
+        let both = offer(ModelKind::Speech, &prices);
+        let body = BODY.replace("\"voice\"", r#""response_format":"pcm","voice""#);
+        // The dearer is held: 400 tokens at most, or 3,500 milliseconds.
+        let bounds = parse(&body).bounds(&both).unwrap();
+        assert_eq!((bounds.completion, bounds.others), (400, Usage::NONE));
+        let prices = [(Unit::Prompt, 600_000), (Unit::AudioOut, 12_000_000), (Unit::Millisecond, 2_500_000)];
+        let bounds = parse(&body).bounds(&offer(ModelKind::Speech, &prices)).unwrap();
+        assert_eq!(bounds.others, Usage::NONE.with(Unit::Millisecond, 3500));
+        assert!(!bounds.tokens.has(Unit::AudioOut) && bounds.tokens.has(Unit::Prompt));
+        // Nobody says what it used, and it lasts a second; the text is about so long.
+        let second = Usage::NONE.with(Unit::Millisecond, 1000).with(Unit::Prompt, 4);
+        assert_eq!(used(&parse(&body).reading(), &"x".repeat(48_000), &both), Used::Estimated(second));
+        assert_eq!(used(&parse(BODY).reading(), "what cannot be measured", &both), Used::Unknown);
+        let events = BODY.replace("\"voice\"", r#""stream_format":"sse","voice""#);
+        let mut tap = parse(&events).reading().tap();
+        tap.event(&event(r#"{"type":"speech.audio.done","usage":{"input_tokens":14,"output_tokens":101}}"#));
+        let usage = Usage::NONE.with(Unit::Prompt, 14).with(Unit::AudioOut, 101);
+        assert_eq!(tap.used(&both.prices), Used::Known(usage));
     }
 
     #[test]

@@ -110,6 +110,7 @@ impl<'a> TranscriptionRequest<'a> {
         Need {
             prompt,
             completion,
+            either: Some(Unit::AudioIn),
             tokens: if self.prompt_bytes > 0 { heard.with(Unit::Prompt) } else { heard },
             maybe: text.with(Unit::CachedAudio).with(Unit::Reasoning),
             others: Usage::NONE.with(Unit::Millisecond, most_ms.next_multiple_of(SECOND_MS)),
@@ -247,6 +248,23 @@ mod tests {
     }
 
     #[test]
+    fn sound_with_two_prices_is_charged_by_one_of_them() {
+        let prices =
+            [(Unit::AudioIn, 6_000_000), (Unit::Completion, 10_000_000), (Unit::Millisecond, 100_000)];
+        let both = Offer { max_output_tokens: 10, ..offer(ModelKind::Transcription, &prices) };
+        let bounds = with(&[], |request| request.bounds(&both).unwrap());
+        assert_eq!((bounds.prompt, bounds.others), (200, Usage::NONE));
+        let reading = with(&[], |request| request.reading());
+        let tokens = r#"{"text":"Hi","usage":{"type":"tokens","input_tokens":14,"input_token_details":{"audio_tokens":14},"output_tokens":5}}"#;
+        let usage = Usage::NONE.with(Unit::AudioIn, 14).with(Unit::Completion, 5);
+        assert_eq!(used(&reading, tokens, &both), Used::Known(usage));
+        let seconds = r#"{"text":"Hi","usage":{"type":"duration","seconds":2}}"#;
+        assert_eq!(used(&reading, seconds, &both), Used::Known(Usage::NONE.with(Unit::Millisecond, 2000)));
+        let nothing = Used::Estimated(Usage::NONE.with(Unit::Millisecond, 1500));
+        assert_eq!(used(&reading, r#"{"text":"Hi"}"#, &both), nothing);
+    }
+
+    #[test]
     fn bad_requests_name_their_field() {
         let sound = wav(16_000, 100);
         for (fields, param) in [
@@ -269,6 +287,8 @@ mod tests {
         assert_eq!(refused(&[("model", "m")], &wav(1, 400_000), &whisper()).as_deref(), Some("file"));
         let speech = offer(ModelKind::Speech, &[]);
         assert_eq!(refused(&[("model", "m")], &sound, &speech).as_deref(), Some("model"));
+        let streamed = [("model", "m"), ("stream", "true")];
+        assert_eq!(refused(&streamed, &sound, &whisper()).as_deref(), Some("stream"));
         // What is sold by the call needs no length.
         let call = offer(ModelKind::Transcription, &[(Unit::Call, 1)]);
         let body = form(&[("model", "m")], b"no sound");

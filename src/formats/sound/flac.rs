@@ -23,7 +23,7 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
     let held = frames.fold(0, u64::saturating_add);
     // 0 is not known.
     let said = if said == 0 { held } else { nanos(said, rate) };
-    (held > 0).then(|| Length::new(held, said, 2))
+    (held > 0).then(|| Length::new(held, said, 1))
 }
 
 /// How long the frame is whose head these bytes begin with (RFC 9639, section 9.1), if it is one.

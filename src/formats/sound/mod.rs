@@ -21,6 +21,8 @@ pub const MEASURED: &str = "WAV (PCM), MP3, FLAC, Ogg (Opus or Vorbis) and WebM 
 const MAX_TAGS: usize = 8;
 const NANOS_A_SECOND: u64 = 1_000_000_000;
 const NANOS_A_MILLISECOND: u64 = 1_000_000;
+/// More than coders put around a recording.
+const AROUND_NANOS: u64 = 250 * NANOS_A_MILLISECOND;
 
 /// How long a recording is, in milliseconds, rounded up.
 #[derive(Copy, Clone, PartialEq, Eq, Debug)]
@@ -32,17 +34,19 @@ pub struct Length {
 }
 
 impl Length {
-    /// What a file holds at most, and what it says, or seems, to hold. Frames are found in what is none, too, so
-    /// that the two differ a little in good faith; less than `1 / doubt` of it is not believed.
-    fn new(most_ns: u64, said_ns: u64, doubt: u64) -> Self {
-        let believed = said_ns <= most_ns && said_ns >= most_ns / doubt;
+    /// What a file holds at most, and what it says, or seems, to hold. The two differ in good faith, by what a coder
+    /// puts before and behind the sound and, where `percent` is not 0, by so much of the most; beyond that what is
+    /// said is not believed.
+    fn new(most_ns: u64, said_ns: u64, percent: u64) -> Self {
+        let allowed = (most_ns / 100).saturating_mul(percent).saturating_add(AROUND_NANOS);
+        let believed = said_ns <= most_ns && said_ns >= most_ns.saturating_sub(allowed);
         let ms = |ns: u64| ns.div_ceil(NANOS_A_MILLISECOND);
         let most_ms = ms(most_ns.max(said_ns));
         Self { most_ms, ms: if believed { ms(said_ns) } else { most_ms } }
     }
 
     fn exactly(ns: u64) -> Self {
-        Self::new(ns, ns, 1)
+        Self::new(ns, ns, 0)
     }
 }
 

@@ -103,5 +103,5 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
     let chained_bytes = u64::try_from(chained_bytes).ok()?;
     let others = length_of(file).saturating_sub(chained_bytes);
     let is_mostly_frames = others <= MOST_OTHERS.max(length_of(file) / 16);
-    (chained_ns > 0 && is_mostly_frames).then(|| Length::new(all_ns, chained_ns, 2))
+    (chained_ns > 0 && is_mostly_frames).then(|| Length::new(all_ns, chained_ns, 50))
 }

@@ -23,7 +23,7 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
     let mut tables = Tables::default();
     tables.walk(file, 0)?;
     let held = nanos(tables.samples.saturating_mul(VALUES), tables.rate?);
-    (held > 0).then(|| Length::new(held, tables.said.clamp(1, held), 2)).map(|length| Length {
+    (held > 0).then(|| Length::new(held, tables.said.clamp(1, held), 1)).map(|length| Length {
         // A head may say more than there are samples for.
         most_ms: length.most_ms.max(tables.said.div_ceil(super::NANOS_A_MILLISECOND)),
         ..length

@@ -51,7 +51,9 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
         _ => held,
     };
     // Vorbis takes shorter blocks where the sound changes: how many, only its tables would tell.
-    (held > 0).then(|| Length::new(held, said, 4))
+    let is_vorbis = |stream: &Stream| matches!(stream.codec, Codec::Vorbis { .. });
+    let percent = if streams.values().any(is_vorbis) { 75 } else { 1 };
+    (held > 0).then(|| Length::new(held, said, percent))
 }
 
 struct Page<'a> {

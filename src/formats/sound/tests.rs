@@ -148,6 +148,12 @@ fn a_head_that_says_less_than_there_is_is_not_believed() {
     assert_eq!(length(&flac(8000, 8000, 450, 65_536)), (3_686_400, 3_686_400));
     assert_eq!(length(&opus(180_000, 48_000)), (3_600_000, 3_600_000));
     assert_eq!(length(&mp4(155_040, 44_100)), (3_600_022, 3_600_022));
+    // Not half of it either, nor a tenth less.
+    assert_eq!(length(&wav_of(16_000, 160_000, &hour[..320_000])), (10_000, 10_000));
+    assert_eq!(length(&wav_of(16_000, 288_000, &hour[..320_000])), (10_000, 10_000));
+    assert_eq!(length(&wav_of(16_000, 319_000, &hour[..320_000])), (10_000, 9969));
+    assert_eq!(length(&flac(16_000, 150_000, 16, 10_000)), (10_000, 10_000));
+    assert_eq!(length(&opus(500, 48_000 * 9)), (10_000, 10_000));
 }
 
 #[test]

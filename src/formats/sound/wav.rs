@@ -32,7 +32,7 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
             let (rate, frame_bytes) = frames(file.get(format.start..format.end)?)?;
             // A decoder may read on behind the end that is declared.
             let length = |bytes: &[u8]| nanos(length_of(bytes).div_ceil(frame_bytes), rate);
-            Some(Length::new(length(rest), length(declared), 2))
+            Some(Length::new(length(rest), length(declared), 1))
         }
         MP3 => mp3::measure(rest),
         _ => None,
