@@ -373,9 +373,15 @@ async fn keys_take_turns_and_one_that_is_refused_or_limited_comes_last() {
 
 #[tokio::test]
 async fn one_that_cannot_be_reached_is_let_be_and_tried_again() {
-    let house = House::open().await;
+    let mut house = House::open().await;
     assert_eq!((house.status_of(ALONE).await, house.status_of(FIRST).await), ("live".into(), "live".into()));
-    house.first.play(Script::hang_up());
+    // What was paid for before is answered then, too.
+    let named = async |house: &House| {
+        let call = house.gateway.post("/v1/chat/completions").key(&house.customer.key);
+        call.header("idempotency-key", "once").json(&ask(ALONE)).send().await
+    };
+    let once = named(&house).await.expect(200);
+    house.first.go_away().await;
     for _ in 0..2 {
         house.ask(ALONE).await.error(502, "upstream_unreachable");
     }
@@ -384,6 +390,15 @@ async fn one_that_cannot_be_reached_is_let_be_and_tried_again() {
     let answer = house.ask(ALONE).await;
     answer.error(503, "model_unavailable");
     assert_eq!(answer.number("retry-after"), 1);
+    // Nobody is asked to pay for it either.
+    let unpaid = house.gateway.post("/v1/chat/completions").json(&ask(ALONE)).send().await;
+    unpaid.error(503, "model_unavailable");
+    let again = named(&house).await.expect(200);
+    assert_eq!((again.header("idempotent-replayed"), again.text()), (Some("true"), once.text()));
+    // The second cannot be told of two choices, so that with the first away nobody can.
+    let mut two = ask(FIRST);
+    two["n"] = 2.into();
+    house.gateway.chat(&house.customer, &two).await.error(503, "model_unavailable");
     assert_eq!(
         (house.status_of(ALONE).await, house.status_of(FIRST).await),
         ("unavailable".into(), "live".into())
@@ -392,11 +407,103 @@ async fn one_that_cannot_be_reached_is_let_be_and_tried_again() {
     assert_eq!(house.receipt(&answer).await["provider"], "second");
     assert_eq!(house.asked().0, before);
 
-    house.first.play(Script::json(200, &completion(Some(usage(20, 9)))));
+    house.first.come_back().await;
     eventually("it is tried again", async || (house.ask(ALONE).await.status == 200).then_some(())).await;
     assert_eq!(house.status_of(ALONE).await, "live");
     house.ask(ALONE).await.expect(200);
-    house.check_spent(SECOND_CHARGE + 2 * FIRST_CHARGE).await;
+    house.check_spent(SECOND_CHARGE + 3 * FIRST_CHARGE).await;
+}
+
+/// Each may bill for what it was sent and did not answer in time, and the client waits all the while.
+#[tokio::test]
+async fn what_two_did_not_answer_in_time_is_asked_of_nobody_else() {
+    let house = House::open().await;
+    let silence = || Script::hang_up().silence(Duration::from_secs(600));
+    house.first.play(silence());
+    house.second.play(silence());
+    house.ask(FIRST).await.error(504, "upstream_timeout");
+    assert_eq!(house.asked(), (1, 1));
+    // Two keys of one alone are two requests as well.
+    house.ask(ALONE).await.error(504, "upstream_timeout");
+    assert_eq!(house.asked(), (2, 1));
+    house.check_spent(0).await;
+}
+
+#[tokio::test]
+async fn for_a_client_that_has_gone_nobody_else_is_asked() {
+    let house = House::open().await;
+    house.first.play(Script::held_back(refusal(500)));
+    let call = house.gateway.post("/v1/chat/completions").key(&house.customer.key).json(&ask(FIRST));
+    let waiting = tokio::spawn(call.0.send());
+    eventually("the first is asked", async || (house.asked().0 == 1).then_some(())).await;
+    waiting.abort();
+    let _ = waiting.await;
+    // Of a connection that is gone the gateway hears when it looks: its log has no line of that.
+    eventually("the hold is there", async || {
+        Some(house.gateway.balance(&house.customer.wallet).await.locked).filter(|locked| *locked > 0)
+    })
+    .await;
+    house.first.open_gate();
+    house.check_spent(0).await;
+    assert_eq!(house.asked(), (1, 0));
+}
+
+/// What a client sends can be the reason that nothing comes back, and must not take the model from the others.
+#[tokio::test]
+async fn requests_that_are_never_answered_do_not_close_the_model_for_another() {
+    let house = House::open().await;
+    for script in [Script::hang_up(), Script::hang_up().silence(Duration::from_secs(600))] {
+        for _ in 0..3 {
+            house.first.play(script.clone());
+            let status = house.ask(ALONE).await.status;
+            assert!(matches!(status, 502 | 504), "{status}");
+        }
+    }
+    house.first.play(chat_stream());
+    house.ask_stream(ALONE).await.expect(200);
+}
+
+/// Streams that begin and never go on are failures like any other.
+#[tokio::test]
+async fn a_provider_whose_streams_all_break_off_comes_last() {
+    let house = House::open().await;
+    house.first.play(Script::stream().event(&chunk("Begun")));
+    for _ in 0..2 {
+        let answer = house.ask_stream(ALONE).await.expect(200);
+        assert!(answer.text().contains("stream_failed"), "{answer:?}");
+    }
+    let answer = house.ask(FIRST).await.expect(200);
+    assert_eq!(house.receipt(&answer).await["provider"], "second");
+}
+
+/// What is free tells nothing of how a provider fares, and what it says is not passed on unread.
+#[tokio::test]
+async fn counting_tokens_is_in_nobodys_way() {
+    let house = House::open().await;
+    let count = async || {
+        let call = house.gateway.post("/v1/messages/count_tokens").key(&house.customer.key);
+        call.json(&ask(SECOND)).send().await
+    };
+    let estimate = json!({"input_tokens": 2});
+    for script in [
+        refusal(500),
+        refusal(429),
+        refusal(401),
+        Script::hang_up(),
+        Script::answer(200, &[], "<html>"),
+        Script::json(200, &json!({"input_tokens": "many"})),
+        Script::hang_up().silence(Duration::from_secs(600)),
+    ] {
+        house.second.play(script);
+        for _ in 0..2 {
+            assert_eq!(count().await.expect(200).json(), estimate);
+        }
+    }
+    assert_eq!(house.status_of(SECOND).await, "live");
+    house.second.play(Script::json(200, &json!({"input_tokens": 7, "more": "words"})));
+    assert_eq!(count().await.expect(200).json(), json!({"input_tokens": 7}));
+    house.second.play(refusal(400));
+    assert_eq!(count().await.expect(400).json()["error"]["code"], "upstream_bad_request");
 }
 
 /// An error can be of the client's own making, and must not take the model from the others.

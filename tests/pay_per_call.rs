@@ -352,7 +352,7 @@ async fn a_payment_is_receipted_also_where_its_request_failed() {
     let payment = payment(&gateway, &wallet, CENT);
     upstream.play(Script::hang_up());
     let answer = paid(&gateway, &payment, &ask("Hello")).send().await;
-    answer.error(502, "upstream_unreachable");
+    answer.error(502, "upstream_broke_off");
     assert_eq!(answer.decoded("payment-response")["success"], true, "the money is the payer's balance");
     assert_eq!(gateway.balance(&wallet).await.balance, CENT);
     gateway.audit();

@@ -302,6 +302,7 @@ async fn a_stream_that_fails_before_any_output_costs_nothing() {
         ("silence at once", Script::stream().silence(Duration::from_secs(600))),
         ("a comment and silence", Script::stream().raw(": wait\n\n").silence(Duration::from_secs(600))),
         ("only a role", Script::stream().event(&role)),
+        ("an end to nothing", Script::stream().done()),
     ] {
         upstream.play(script);
         // Nothing has been passed on, so that the error can still be an answer with a status of its own.

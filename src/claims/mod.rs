@@ -82,7 +82,7 @@ impl Kind {
     }
 }
 
-/// An answer as the upstream gave it; of a stream the events that the client was sent.
+/// An answer as the client was sent it; of a stream its events.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct KeptAnswer {
     pub kind: Kind,

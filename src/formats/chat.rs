@@ -332,8 +332,10 @@ impl<'a> Answer<'a> {
         if object.get_non_null("error").is_some() {
             return Err(NotAnAnswer::Error);
         }
+        // No choices at no cost are none.
+        let is_empty = |choices: &str| choices == "[]" && object.get_non_null("usage").is_none();
         match object.get("choices") {
-            Some(choices) if choices.starts_with('[') => Ok(Self { object }),
+            Some(choices) if choices.starts_with('[') && !is_empty(choices) => Ok(Self { object }),
             _ => Err(NotAnAnswer::Nonsense),
         }
     }
@@ -416,7 +418,9 @@ impl Choice<'_> {
                 Err(_) => length(json),
             }
         });
-        texts.saturating_add(calls)
+        // The one call of old.
+        let call = delta.get_non_null("function_call").map_or(0, length);
+        texts.saturating_add(calls).saturating_add(call)
     }
 }
 

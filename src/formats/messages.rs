@@ -141,17 +141,27 @@ impl<'a> CountTokens<'a> {
         }
     }
 
+    /// The answer where it does, if it is one.
+    pub fn read(counted: &[u8]) -> Option<Bytes> {
+        let tokens = serde_json::from_str(Object::parse(counted).ok()?.get("input_tokens")?).ok()?;
+        Some(Self::answer(tokens))
+    }
+
+    fn answer(tokens: u64) -> Bytes {
+        ObjectText::new().number("input_tokens", tokens).end().into()
+    }
+
     /// The answer where the upstream does not count: about as many as there will be. Agents ask to
     /// know when to shorten a conversation, for which that does, and an error would stop them.
     pub fn estimate(&self, offer: &Offer) -> Bytes {
         let tokens = self.prompt.estimate().min(offer.context_length).max(1);
-        ObjectText::new().number("input_tokens", tokens).end().into()
+        Self::answer(tokens)
     }
 }
 
 /// The header by which a client asks for what is not in the API yet.
 pub const BETA_HEADER: &str = "anthropic-beta";
-/// What may be asked for so: what changes neither prices nor bounds. Claude Code does not work without some.
+/// What may be asked for so: what costs nothing that is not held for and charged. Claude Code does not work without some.
 const PASSED_BETAS: &[&str] = &[
     "claude-code-",
     "computer-use-",

@@ -25,6 +25,7 @@ use crate::metering::{Asked, MeteringError, Order, PaidAnswer, Replay};
 use crate::money::MicroUsdc;
 use crate::payments::wire::Example;
 use crate::pricing::ModelKind;
+use crate::providers::Moment;
 
 /// Where something is for sale.
 #[derive(Copy, Clone)]
@@ -186,10 +187,12 @@ pub async fn sell(app: &App, endpoint: &Endpoint, incoming: Incoming) -> Result<
     let betas = headers.get(ANTHROPIC_BETA).and_then(|value| value.to_str().ok());
     let asked = Asked { request: &request, body: &body, content_type, id: &id, betas };
     let quoted = app.metering.quote(&asked, &catalog, offer)?;
+    let unavailable = quoted.check_available(Moment::now()).err();
     let sale = Sale {
         path: endpoint.path,
         description: endpoint.description,
         price: quoted.price(),
+        unavailable,
         pieces: request.pieces(&body),
         model: request.model(),
         example: endpoint.example,
@@ -229,7 +232,7 @@ pub async fn count_tokens(
     let catalog = app.catalog.current();
     let offer = catalog.get(&request.model).ok_or_else(|| unknown_model(&request.model))?;
     key_limits::check_model(&principal, &offer.id)?;
-    let counted = app.metering.count_tokens(&request, offer).await?;
+    let counted = app.metering.count_tokens(principal.wallet, &request, offer).await?;
     Ok(json_bytes(StatusCode::OK, counted))
 }
 

@@ -19,6 +19,7 @@ use crate::ledger::LedgerError;
 use crate::money::MicroUsdc;
 use crate::payments::wire::{self, Example, Payload, Reason, Requirement};
 use crate::payments::{Payment, PaymentError};
+use crate::providers::UpstreamError;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// As long as those that others take.
@@ -52,6 +53,8 @@ pub struct Sale<'a> {
     pub path: &'static str,
     pub description: &'static str,
     pub price: MicroUsdc,
+    /// Why nobody can be asked for it at the moment. Such a request is answered only if it was before.
+    pub unavailable: Option<UpstreamError>,
     /// What the request says, in pieces.
     pub pieces: Vec<&'a [u8]>,
     pub model: &'a str,
@@ -97,9 +100,15 @@ impl Sale<'_> {
             Buyer::Known(principal) => {
                 let claim = idempotency_key(headers)?
                     .map(|key| Claim::of_key(key, claims::request_hash(self.path, &self.pieces)));
+                if claim.is_none() {
+                    self.check_available()?;
+                }
                 Ok(Ok(Purchase { path: self.path, principal, claim, payment: None, is_stand_in: false }))
             }
-            Buyer::Nobody => Ok(Err(self.payment_required(app, self.price, None))),
+            Buyer::Nobody => {
+                self.check_available()?;
+                Ok(Err(self.payment_required(app, self.price, None)))
+            }
             Buyer::Payer(payload) => self.to_payer(app, &payload, limit).await,
         }
     }
@@ -183,9 +192,14 @@ impl Sale<'_> {
         }
         limit.admit(app, &Principal::of_wallet(payer)).map_err(NotTaken::Answered)?;
         if known.is_none() {
+            self.check_available().map_err(NotTaken::Answered)?;
             self.check_value(app, payload).await?;
         }
         Ok(app.payments.pay_for(payload, hash, known).await?)
+    }
+
+    fn check_available(&self) -> Result<(), ApiError> {
+        self.unavailable.clone().map_or(Ok(()), |error| Err(error.into()))
     }
 
     /// Whether a new payment and what its payer has would pay for the request.

@@ -14,7 +14,7 @@ use crate::formats::sse::Splitter;
 use crate::metering::CLIENT_STALL;
 use crate::metering::open_hold::OpenHold;
 use crate::pricing::Dialect;
-use crate::providers::{AnswerStream, UpstreamError};
+use crate::providers::{AnswerStream, Turn, Upstream, UpstreamError};
 use crate::tasks::Tasks;
 
 /// For so long a stream without output is kept from its client, who sees no head of an answer until then: less
@@ -113,10 +113,16 @@ impl Reading {
             begun.add(passed);
             match end {
                 Some(End::Failed(error)) if !self.tap.delivered_anything() => return Err(error),
+                // An end to nothing at all is no answer.
+                Some(End::Complete) if self.is_empty() => return Err(UpstreamError::Nonsense),
                 None if !self.tap.delivered_anything() && begun.len() <= MAX_HELD_BACK_BYTES => {}
                 end => return Ok((begun.into_bytes(), end)),
             }
         }
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.tap.delivered_anything() && self.tap.usage_raw().is_none() && !self.tap.is_finished()
     }
 
     /// What the client gets of the next piece, and how the stream ended if it did.
@@ -164,6 +170,9 @@ impl Reading {
 
 /// A stream from an upstream to a client, and the hold that pays for it.
 pub struct LiveStream {
+    pub upstream: Upstream,
+    /// By which it was asked.
+    pub turn: Turn,
     pub reading: Reading,
     /// In which words its usage is reported.
     pub dialect: Dialect,

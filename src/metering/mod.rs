@@ -30,7 +30,7 @@ use crate::providers::{Moment, Providers, Readiness, UpstreamError};
 use crate::tasks::Tasks;
 use live_stream::{End, LiveStream, Reading};
 use open_hold::{Delivered, OpenHold, WhenLate, book_until_done};
-use route::Attempts;
+use route::{Attempts, Client};
 
 pub use route::{Asked, Quoted};
 
@@ -42,6 +42,8 @@ const CLIENT_STALL: Duration = Duration::from_secs(60);
 const DRAIN: Duration = Duration::from_secs(30);
 /// … and how many at once: each costs a connection and nobody reads it.
 const MAX_DRAINS: usize = 64;
+/// How long a count of tokens is waited for.
+const COUNT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The reason on the receipt of a request that our own stop cut off.
 const STOPPED: &str = "gateway_stopped";
 
@@ -128,7 +130,6 @@ impl Metering {
     }
 
     /// Checks and prices a request for `offer`, at today's prices: what it can cost at most, whoever answers it.
-    /// An error also where nobody can be asked at the moment.
     pub fn quote(
         &self,
         asked: &Asked<'_>,
@@ -136,34 +137,31 @@ impl Metering {
         offer: &Arc<Offer>,
     ) -> Result<Quoted, MeteringError> {
         let Parts { providers, markup, clock, .. } = &*self.0;
-        let quoted = Quoted::new(asked, clock.now().seconds(), catalog, offer, (providers, *markup))?;
-        quoted.check_available(Moment::now())?;
-        Ok(quoted)
+        Quoted::new(asked, clock.now().seconds(), catalog, offer, (providers, *markup))
     }
 
     /// How long a prompt is: as its upstream says, where that counts, else about as long.
+    ///
+    /// It is free, so it is asked in passing: it waits for nobody, and what comes of it says nothing of how the
+    /// upstream fares with what is paid for.
     pub async fn count_tokens(
         &self,
+        wallet: Wallet,
         request: &CountTokens<'_>,
         offer: &Offer,
-    ) -> Result<Bytes, UpstreamError> {
+    ) -> Result<Bytes, MeteringError> {
+        let _place = self.0.limits.place(wallet)?;
         let upstream = self.0.providers.get(&offer.provider);
         let upstream = upstream.filter(|upstream| upstream.format() == UpstreamFormat::Messages);
-        let turn =
-            upstream.and_then(|upstream| Some((upstream, upstream.turn(Moment::now(), false, |_| false)?)));
+        let turn = upstream.and_then(|upstream| Some((upstream, upstream.turn_in_passing(Moment::now())?)));
         let Some((upstream, turn)) = turn else { return Ok(request.estimate(offer)) };
-        match upstream.whole(turn, &request.to_upstream(offer)).await {
-            Ok(counted) => {
-                upstream.succeeded();
-                Ok(counted.body)
+        let asked = request.to_upstream(offer);
+        match tokio::time::timeout(COUNT_TIMEOUT, upstream.whole(turn, &asked)).await {
+            Ok(Err(error @ UpstreamError::BadRequest { .. })) => Err(error.into()),
+            Ok(Ok(counted)) => {
+                Ok(CountTokens::read(&counted.body).unwrap_or_else(|| request.estimate(offer)))
             }
-            Err(error) => {
-                upstream.failed(turn, &error, Moment::now());
-                match error {
-                    UpstreamError::BadRequest { .. } => Err(error),
-                    _ => Ok(request.estimate(offer)),
-                }
-            }
+            Ok(Err(_)) | Err(_) => Ok(request.estimate(offer)),
         }
     }
 
@@ -180,10 +178,11 @@ impl Metering {
     /// Runs a request to its whole answer. The answer is settled when this returns; the request is
     /// run and settled also when the future is dropped.
     pub async fn answer(&self, order: Order, quoted: Quoted) -> Result<PaidAnswer, MeteringError> {
-        let metering = self.clone();
+        let (metering, client) = (self.clone(), Client::default());
+        let _waiting = client.waiting();
         let run = async move {
             let open = metering.begin(order, &quoted).await?;
-            metering.answer_whole(open, &quoted).await
+            metering.answer_whole(open, Attempts::new(&quoted, &client)).await
         };
         self.0.tasks.see_through(run).await
     }
@@ -191,10 +190,11 @@ impl Metering {
     /// Runs a request whose answer is streamed. Returns when there is output, or has been none for a while; the
     /// receiver then yields what the client gets, and the last event comes after the settlement.
     pub async fn stream(&self, order: Order, quoted: Quoted) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
-        let metering = self.clone();
+        let (metering, client) = (self.clone(), Client::default());
+        let _waiting = client.waiting();
         let run = async move {
             let open = metering.begin(order, &quoted).await?;
-            metering.begin_stream(open, &quoted).await
+            metering.begin_stream(open, Attempts::new(&quoted, &client)).await
         };
         self.0.tasks.see_through(run).await
     }
@@ -267,8 +267,11 @@ impl Metering {
     }
 
     /// Asks one after the other for a whole answer, and settles the first that is one.
-    async fn answer_whole(&self, mut open: OpenHold, quoted: &Quoted) -> Result<PaidAnswer, MeteringError> {
-        let mut attempts = Attempts::new(quoted);
+    async fn answer_whole(
+        &self,
+        mut open: OpenHold,
+        mut attempts: Attempts<'_>,
+    ) -> Result<PaidAnswer, MeteringError> {
         loop {
             let attempt = match attempts.next(Moment::now()) {
                 Ok(attempt) => attempt,
@@ -317,9 +320,8 @@ impl Metering {
     async fn begin_stream(
         &self,
         mut open: OpenHold,
-        quoted: &Quoted,
+        mut attempts: Attempts<'_>,
     ) -> Result<mpsc::Receiver<Bytes>, MeteringError> {
-        let mut attempts = Attempts::new(quoted);
         loop {
             let attempt = match attempts.next(Moment::now()) {
                 Ok(attempt) => attempt,
@@ -338,11 +340,14 @@ impl Metering {
             };
             match begun {
                 Ok((reading, begun, end)) => {
-                    route.upstream.succeeded();
+                    // How it goes on is seen at its end.
+                    route.upstream.answered();
                     open.serve(route);
                     let (client, events) = mpsc::channel(CLIENT_BUFFER_EVENTS);
                     let sent = open.kept.is_some().then(Vec::new);
-                    let stream = LiveStream { reading, dialect: exchange.dialect(), client, sent, open };
+                    let (upstream, turn) = (route.upstream.clone(), attempt.turn);
+                    let dialect = exchange.dialect();
+                    let stream = LiveStream { upstream, turn, reading, dialect, client, sent, open };
                     // By itself from here on: it goes no faster than its client, and on without one.
                     self.0.tasks.spawn(self.clone().pump(stream, begun, end));
                     return Ok(events);
@@ -371,7 +376,12 @@ impl Metering {
             End::Stopping => (false, Some(STOPPED)),
             End::ClientGone => (self.drain(&mut stream).await, Some("client_gone")),
         };
-        let LiveStream { reading, dialect, client, sent, mut open } = stream;
+        match &end {
+            End::Complete => stream.upstream.succeeded(),
+            End::Failed(error) => stream.upstream.failed(stream.turn, error, Moment::now()),
+            End::Stopping | End::ClientGone => {}
+        }
+        let LiveStream { reading, dialect, client, sent, mut open, .. } = stream;
         let mut tap = reading.tap;
         let id = open.hold.as_ref().map(|hold| hold.id.clone());
         let used = open.hold.as_ref().and_then(|hold| tap.used(&hold.terms.prices));
@@ -379,7 +389,9 @@ impl Metering {
         open.agree(terms);
         let delivered = Delivered::from_tap(&tap, dialect, is_whole || tap.is_reported_at_end());
         let delivered = Delivered { used, ..delivered };
-        let nothing_came = !tap.delivered_anything() && !delivered.is_reported();
+        // What is reported before the end, of a stream that then failed, nobody has seen anything of.
+        let nothing_came =
+            !tap.delivered_anything() && !(tap.is_reported_at_end() && delivered.is_reported());
         let mut last = Bytes::new();
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
@@ -17,6 +18,10 @@ use crate::providers::{Blame, Moment, Providers, Readiness, Turn, Upstream, Upst
 
 /// One request is sent on no more often than this, whoever there is to ask.
 const MAX_ATTEMPTS: usize = 8;
+/// Keys of one route that are tried, so that they leave something for the others.
+const MAX_KEYS: usize = 3;
+/// Requests that were sent and never answered: each may be billed for, and takes all the time that there is.
+const MAX_UNANSWERED: usize = 2;
 
 /// An offer that may answer a request, and what it then costs at most.
 pub struct Route {
@@ -117,13 +122,14 @@ impl Quoted {
         self.routes.iter().max_by(dearer).unwrap_or(self.first())
     }
 
-    /// An error where nobody is to be asked at the moment.
+    /// An error where nobody who could take the request is to be asked at the moment.
     pub fn check_available(&self, now: Moment) -> Result<(), UpstreamError> {
         let mut soonest = None;
-        for route in &self.routes {
+        for (index, route) in self.routes.iter().enumerate() {
             match route.upstream.readiness(now) {
-                Readiness::Well | Readiness::Cooling => return Ok(()),
                 Readiness::Open(until) => soonest = soonest.into_iter().chain([until]).min(),
+                Readiness::Well | Readiness::Cooling if self.prepare(index).is_some() => return Ok(()),
+                Readiness::Well | Readiness::Cooling => {}
             }
         }
         let retry_after = soonest.map_or_else(Default::default, |soonest| soonest.since(now));
@@ -164,7 +170,33 @@ pub struct Attempts<'a> {
     used: Vec<(usize, Turn)>,
     /// Routes that are not asked again, whatever keys there are.
     given_up: Vec<usize>,
+    unanswered: usize,
+    client: &'a Client,
     first_error: Option<UpstreamError>,
+}
+
+/// Whether somebody still waits for an answer. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Client(Arc<AtomicBool>);
+
+/// Says that nobody does, when it is dropped.
+pub struct Waiting(Client);
+
+impl Client {
+    /// To be kept for as long as the answer is waited for.
+    pub fn waiting(&self) -> Waiting {
+        Waiting(self.clone())
+    }
+
+    fn has_left(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// One of them.
@@ -188,36 +220,35 @@ impl Attempt<'_> {
 }
 
 impl<'a> Attempts<'a> {
-    pub fn new(quoted: &'a Quoted) -> Self {
-        Self { quoted, used: Vec::new(), given_up: Vec::new(), first_error: None }
+    pub fn new(quoted: &'a Quoted, client: &'a Client) -> Self {
+        let (used, given_up) = (Vec::new(), Vec::new());
+        Self { quoted, used, given_up, unanswered: 0, client, first_error: None }
     }
 
     /// The next, or why there is none.
     pub fn next(&mut self, now: Moment) -> Result<Attempt<'a>, UpstreamError> {
-        while self.used.len() < MAX_ATTEMPTS
-            && let Some((index, turn)) = self.find(now)
+        if self.used.len() < MAX_ATTEMPTS
+            && let Some(attempt) = self.find(now)
         {
-            self.used.push((index, turn));
-            let route = self.quoted.routes.get(index);
-            match route.zip(self.quoted.prepare(index)) {
-                Some((route, prepared)) => return Ok(Attempt { route, turn, index, prepared }),
-                // It has no place for the request.
-                None => self.given_up.push(index),
-            }
+            self.used.push((attempt.index, attempt.turn));
+            return Ok(attempt);
         }
         let nobody = UpstreamError::Unavailable { retry_after: Default::default() };
         Err(self.first_error.take().unwrap_or(nobody))
     }
 
-    fn find(&self, now: Moment) -> Option<(usize, Turn)> {
+    fn find(&self, now: Moment) -> Option<Attempt<'a>> {
         for cooling in [false, true] {
-            for (index, Route { upstream, .. }) in self.quoted.routes.iter().enumerate() {
-                if self.given_up.contains(&index) {
+            for (index, route) in self.quoted.routes.iter().enumerate() {
+                let tried = self.used.iter().filter(|(route, _)| *route == index).count();
+                if self.given_up.contains(&index) || tried >= MAX_KEYS {
                     continue;
                 }
+                // Before its turn, which may be the only one for a while and not to be wasted.
+                let Some(prepared) = self.quoted.prepare(index) else { continue };
                 let used = |turn| self.used.contains(&(index, turn));
-                if let Some(turn) = upstream.turn(now, cooling, used) {
-                    return Some((index, turn));
+                if let Some(turn) = route.upstream.turn(now, cooling, used) {
+                    return Some(Attempt { route, turn, index, prepared });
                 }
             }
         }
@@ -232,6 +263,10 @@ impl<'a> Attempts<'a> {
         now: Moment,
     ) -> Result<(), UpstreamError> {
         attempt.route.upstream.failed(attempt.turn, &error, now);
+        self.unanswered += usize::from(error == UpstreamError::Silent);
+        if self.unanswered >= MAX_UNANSWERED || self.client.has_left() {
+            return Err(self.first_error.take().unwrap_or(error));
+        }
         match error.blames() {
             Blame::Request if attempt.index == 0 => return Err(error),
             // What another finds wrong need not be the request's fault: it was made for the first.

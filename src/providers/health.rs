@@ -1,9 +1,9 @@
 //! Whether an upstream, or one of its keys, is worth asking: a circuit breaker.
 //!
-//! One that could not be reached a few times in a row is *open*: nobody asks it until it has had time to recover;
-//! then one request does, and if that goes well, all do again. One that has asked for a pause, or answers with
-//! errors only, is *cooling*: it is asked where nobody else is left. More than that no answer brings about,
-//! since what a client sends can be the reason for it, and no client is to take a model away from the others.
+//! One that took no connection a few times in a row is *open*: nobody asks it until it has had time to recover;
+//! then one request does, and if that goes well, all do again. One that has asked for a pause, or that comes to
+//! errors only, is *cooling*: it is asked where nobody else is left. More than that nothing brings about that was
+//! sent a request, since the request can be the reason for it, and no client is to take a model away from the others.
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -63,6 +63,11 @@ impl Health {
             return State::Open(Moment(open_until));
         }
         if self.cooling_until.load(Ordering::Relaxed) > now.0 { State::Cooling } else { State::Well }
+    }
+
+    /// Whether it is well without anybody having to try.
+    pub fn is_well(&self, now: Moment) -> bool {
+        self.open_until.load(Ordering::Relaxed) == 0 && self.state(now) == State::Well
     }
 
     /// Whether it may be asked now. Of those who come when it was open and has had its time, the first may; the

@@ -53,9 +53,9 @@ pub enum Blame {
     Key,
     /// This model there; the upstream is well.
     Model,
-    /// It answers, and with errors.
+    /// It is there, and answers with errors, or not at all.
     Upstream,
-    /// It does not answer at all.
+    /// It is not there.
     Absence,
 }
 
@@ -99,8 +99,9 @@ impl UpstreamError {
             Self::Refused { status: 401 | 403 } | Self::Exhausted { .. } => Blame::Key,
             Self::Refused { status: 500.. } => Blame::Upstream,
             Self::Refused { .. } | Self::Unavailable { .. } => Blame::Model,
-            Self::Nonsense | Self::BrokeOff => Blame::Upstream,
-            Self::Unreachable | Self::Silent => Blame::Absence,
+            // What was sent may be the reason that nothing came back.
+            Self::Nonsense | Self::BrokeOff | Self::Silent => Blame::Upstream,
+            Self::Unreachable => Blame::Absence,
         }
     }
 }

@@ -24,6 +24,7 @@ use crate::providers::{Blame, UpstreamError};
 const MAX_ANSWER_BYTES: usize = 64 << 20;
 /// Enough of an error's body to read its message.
 const MAX_ERROR_BYTES: usize = 64 << 10;
+const ERROR_TIMEOUT: Duration = Duration::from_secs(5);
 /// As much of an upstream's message as goes on to the client.
 const MAX_MESSAGE_CHARS: usize = 1000;
 /// More paths than there are models are none of ours: their URLs are made each time.
@@ -131,6 +132,13 @@ impl Upstream {
         let mut in_turn = (0..keys.len()).map(|i| first.wrapping_add(i) % keys.len());
         let turn = in_turn.find(|i| self.readiness_with(&keys[*i], now) == wanted && !used(Turn(*i)))?;
         health.may_ask(now, *cooldown).then_some(Turn(turn))
+    }
+
+    /// Leave to ask it something that is nobody's request, where that is in nobody's way.
+    pub fn turn_in_passing(&self, now: Moment) -> Option<Turn> {
+        let Parts { keys, health, .. } = &*self.0;
+        let key = keys.iter().position(|key| key.health.is_well(now));
+        key.filter(|_| health.is_well(now)).map(Turn)
     }
 
     /// Notes that a turn came to an answer, right or wrong.
@@ -280,11 +288,15 @@ async fn refusal(
     let retry_after = headers.get(RETRY_AFTER);
     let retry_after = retry_after.and_then(|value| value.to_str().ok()).map(str::to_owned);
     let mut body = BytesMut::new();
-    while body.len() < MAX_ERROR_BYTES
-        && let Ok(Some(piece)) = answer.next().await
-    {
-        body.extend_from_slice(&piece);
-    }
+    let read = async {
+        while body.len() < MAX_ERROR_BYTES
+            && let Ok(Some(piece)) = answer.next().await
+        {
+            body.extend_from_slice(&piece);
+        }
+    };
+    // Of one that takes longer the status says enough.
+    let _ = tokio::time::timeout(ERROR_TIMEOUT, read).await;
     let status = status.as_u16();
     match read_refusal(format, status, &body) {
         Refusal::RateLimited => UpstreamError::RateLimited { retry_after },
@@ -342,7 +354,13 @@ fn headers(format: UpstreamFormat, key: Option<&SecretString>) -> Option<HeaderM
 }
 
 fn transport_error(error: &reqwest::Error) -> UpstreamError {
-    if error.is_timeout() { UpstreamError::Silent } else { UpstreamError::Unreachable }
+    if error.is_connect() {
+        UpstreamError::Unreachable
+    } else if error.is_timeout() {
+        UpstreamError::Silent
+    } else {
+        UpstreamError::BrokeOff
+    }
 }
 
 #[cfg(test)]

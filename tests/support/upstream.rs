@@ -130,6 +130,13 @@ struct Shared {
     sent_bytes: AtomicUsize,
 }
 
+async fn listen(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((connection, _)) = listener.accept().await {
+        let shared = shared.clone();
+        tokio::spawn(async move { shared.serve(connection).await });
+    }
+}
+
 impl ScriptedUpstream {
     /// Answers as the contract's example: 20 prompt and 9 completion tokens.
     pub async fn start() -> Self {
@@ -141,14 +148,20 @@ impl ScriptedUpstream {
             gate: Semaphore::new(0),
             sent_bytes: AtomicUsize::new(0),
         });
-        let serving = shared.clone();
-        let server = tokio::spawn(async move {
-            while let Ok((connection, _)) = listener.accept().await {
-                let shared = serving.clone();
-                tokio::spawn(async move { shared.serve(connection).await });
-            }
-        });
+        let server = tokio::spawn(listen(listener, shared.clone()));
         Self { base_url, shared, server }
+    }
+
+    /// Takes no connections any more.
+    pub async fn go_away(&mut self) {
+        self.server.abort();
+        let _ = (&mut self.server).await;
+    }
+
+    /// Takes them again, where it did before.
+    pub async fn come_back(&mut self) {
+        let address = self.base_url.trim_start_matches("http://").trim_end_matches("/v1");
+        self.server = tokio::spawn(listen(TcpListener::bind(address).await.unwrap(), self.shared.clone()));
     }
 
     /// What it does from now on.
