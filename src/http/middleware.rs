@@ -19,7 +19,7 @@ use crate::app::App;
 use crate::formats::conversation::ClientFormat;
 use crate::http::extract::{self, RequestId};
 use crate::http::leftover::Leftover;
-use crate::http::{error, inference, limits, names, route_table};
+use crate::http::{conversation, error, limits, names, route_table};
 use crate::telemetry;
 
 /// How long a browser may remember a preflight's answer.
@@ -97,7 +97,7 @@ async fn around(State(app): State<App>, mut request: Request, next: Next) -> Res
     let awaits_leave = request.headers().contains_key(EXPECT);
 
     let mut response = next.run(request).await;
-    let speaks_messages = inference::speaks_messages(route);
+    let speaks_messages = conversation::speaks_messages(route);
     if speaks_messages {
         response = error::retold(response, ClientFormat::Messages, &id);
     }

@@ -1,5 +1,6 @@
 //! The public API: parsing at the edge, rendering at the end, nothing of substance between.
 
+mod conversation;
 mod error;
 mod extract;
 mod inference;
@@ -78,16 +79,16 @@ fn routes() -> Routes {
         .patch("/v1/auth/keys/{key_id}", Access::Owner, keys::change)
         .delete("/v1/auth/keys/{key_id}", Access::Owner, keys::revoke)
         .post("/v1/auth/keys/{key_id}/rotate", Access::Owner, keys::rotate)
-        .post(inference::CHAT.path, Access::Priced, inference::chat)
-        .post(inference::RESPONSES.path, Access::Priced, inference::responses)
-        .post(inference::MESSAGES.path, Access::Priced, inference::messages)
-        .post(inference::COMPLETIONS.path, Access::Priced, inference::completions)
+        .post(conversation::CHAT.path, Access::Priced, conversation::chat)
+        .post(conversation::RESPONSES.path, Access::Priced, conversation::responses)
+        .post(conversation::MESSAGES.path, Access::Priced, conversation::messages)
+        .post(conversation::COMPLETIONS.path, Access::Priced, conversation::completions)
         .post(media::EMBEDDINGS.path, Access::Priced, media::embeddings)
         .post(media::IMAGES.path, Access::Priced, media::images)
         .post(media::IMAGE_EDITS.path, Access::Priced, media::image_edits)
         .post(media::SPEECH.path, Access::Priced, media::speech)
         .post(media::TRANSCRIPTIONS.path, Access::Priced, media::transcriptions)
-        .post(inference::COUNT_TOKENS_PATH, Access::Caller, inference::count_tokens)
+        .post(conversation::COUNT_TOKENS_PATH, Access::Caller, conversation::count_tokens)
         .get("/v1/usage/{wallet}", Access::Caller, usage::usage)
         .get("/v1/requests", Access::Caller, requests::list)
         .get("/v1/requests/{id}", Access::Caller, requests::get)

@@ -15,8 +15,9 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::app::App;
+use crate::http::conversation::{self, CHAT, COMPLETIONS, MESSAGES, RESPONSES};
 use crate::http::error::ErrorBody;
-use crate::http::inference::{self, BodyType, CHAT, COMPLETIONS, Endpoint, MESSAGES, RESPONSES};
+use crate::http::inference::{BodyType, Endpoint};
 use crate::http::media::{EMBEDDINGS, IMAGE_EDITS, IMAGES, SPEECH, TRANSCRIPTIONS};
 use crate::http::{Access, json as json_answer, key_limits, route_table};
 use crate::http::{keys, requests, session, status, topup, usage, withdrawals};
@@ -211,7 +212,7 @@ fn operation(method: &Method, path: &str, schemas: &mut SchemaGenerator) -> Opti
         ("POST", "/v1/audio/transcriptions") => {
             sold("A recording written down, as OpenAI's API has it", &TRANSCRIPTIONS)
         }
-        ("POST", inference::COUNT_TOKENS_PATH) => {
+        ("POST", conversation::COUNT_TOKENS_PATH) => {
             new("How many tokens a message's prompt has, as Anthropic's API has it; free")
                 .body((MESSAGES.request_schema)())
                 .answers_as(200, "The count, or about as many", JSON, token_count())
