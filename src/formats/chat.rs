@@ -12,7 +12,7 @@ pub use crate::formats::answer::{Forward, NotAnAnswer};
 use crate::formats::json::{Object, length, length_of, quote, with_member};
 pub use crate::formats::request::{BadRequest, Bounds};
 use crate::formats::request::{
-    DEFAULT_MAX_TOKENS, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body,
+    DEFAULT_MAX_TOKENS, Prompt, Refused, bad, bad_value, estimate_tokens, missing, optional, parse_body,
     refuse_members, required, token_limit,
 };
 use crate::formats::sse::Event;
@@ -78,40 +78,13 @@ const INTERPRETED: &[&str] = &[
     "modalities",
     "thinking",
     "reasoning_effort",
-    "models",
-    "web_search_options",
-    "plugins",
-    "audio",
-    "route",
-    "preset",
-    "fallbacks",
-    "api_base",
-    "base_url",
-    "model_list",
-    "search_parameters",
-    "search_settings",
-    "enable_search",
-    "extra_body",
-    "chat_template",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
-    ("route", "other routes are not priced here: leave it out"),
-    ("preset", "presets are not priced here: leave it out"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
-    ("model_list", "a list of models cannot be priced: name one in `model`"),
-    ("api_base", "the upstream is the operator's to choose: leave it out"),
-    ("base_url", "the upstream is the operator's to choose: leave it out"),
-    ("search_parameters", "web searches are not priced here: leave it out"),
-    ("search_settings", "web searches are not priced here: leave it out"),
-    ("enable_search", "web searches are not priced here: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
+const NOT_PRICED: &[Refused] = &[
     ("chat_template", "a prompt of another template cannot be bounded: leave it out"),
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("web_search_options", "web searches are not priced here: leave it out"),
-    ("plugins", "plugins are not priced here: leave it out"),
     ("audio", "audio is not priced here: leave it out"),
+    ("best_of", "choices beyond those of n are not priced here: leave it out"),
 ];
 
 impl<'a> ChatRequest<'a> {
@@ -601,6 +574,11 @@ pub(super) mod tests {
             (r#","N":50"#, "N"),
             (r#","stream_options":{"Include_Usage":true}"#, "stream_options"),
             (r#","chat_template":"{{x}}""#, "chat_template"),
+            (r#","Web_Search_Options":{}"#, "Web_Search_Options"),
+            (r#","n_predict":100000"#, "n_predict"),
+            (r#","max_new_tokens":100000"#, "max_new_tokens"),
+            (r#","use_beam_search":true"#, "use_beam_search"),
+            (r#","best_of":20"#, "best_of"),
         ] {
             assert_eq!(refused(&request(members)).param.as_deref(), Some(param), "{members}");
         }

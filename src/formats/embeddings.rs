@@ -4,18 +4,19 @@ use bytes::Bytes;
 use serde_json::value::RawValue;
 
 use crate::formats::json::{Object, length, quote};
-use crate::formats::media::{ELSEWHERE, Reading};
+use crate::formats::media::Reading;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, estimate_tokens, missing, most_tokens, parse_body,
-    refuse_members, required, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, estimate_tokens, missing,
+    most_tokens, parse_body, refuse_members, required, within_context,
 };
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 
 /// Members that are read here, and so must not mean something else to the upstream.
-const INTERPRETED: &[&str] = &["model", "input", "messages", "inputs"];
+const INTERPRETED: &[&str] = &["model", "input"];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
     ("messages", "conversations cannot be bounded here: send texts as `input`"),
     ("inputs", "parts that are not text cannot be bounded here: send texts as `input`"),
 ];
@@ -54,7 +55,6 @@ impl<'a> EmbeddingsRequest<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
-        refuse_members(&object, ELSEWHERE)?;
         refuse_members(&object, NOT_PRICED)?;
         let inputs = inputs(object.get_non_null("input").ok_or_else(|| missing("input"))?);
         let inputs =
@@ -164,7 +164,15 @@ mod tests {
             (r#"{"model":"m","input":["a",null]}"#, "input"),
             (r#"{"model":"m","input":"a","Input":"b"}"#, "Input"),
             (r#"{"model":"m","input":"a","messages":[]}"#, "messages"),
+            (r#"{"model":"m","input":"a","Messages":[]}"#, "Messages"),
             (r#"{"model":"m","input":"a","api_base":"x"}"#, "api_base"),
+            (r#"{"model":"m","input":"a","API_Base":"x"}"#, "API_Base"),
+            (r#"{"model":"m","input":"a","service_tier":"flex"}"#, "service_tier"),
+            (r#"{"model":"m","input":"a","plugins":[]}"#, "plugins"),
+            (r#"{"model":"m","input":"a","web_search_options":{}}"#, "web_search_options"),
+            (r#"{"model":"m","input":"a","search_parameters":{}}"#, "search_parameters"),
+            (r#"{"model":"m","input":"a","search_settings":{}}"#, "search_settings"),
+            (r#"{"model":"m","input":"a","enable_search":true}"#, "enable_search"),
         ] {
             let error = EmbeddingsRequest::parse(body.as_bytes()).err().expect(body);
             assert_eq!(error.param.as_deref(), Some(param), "{body}");

@@ -86,12 +86,21 @@ fn fold(key: &str) -> Cow<'_, str> {
     if key.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(key);
     }
-    let fold = |c: char| match c {
+    key.chars().map(fold_letter).collect()
+}
+
+fn fold_letter(c: char) -> char {
+    match c {
         'ſ' => 's',
         '\u{212a}' => 'k',
         other => other.to_ascii_lowercase(),
-    };
-    key.chars().map(fold).collect()
+    }
+}
+
+/// Whether such a reader takes a key for this name, which is in small letters.
+pub fn is_like(key: &str, name: &str) -> bool {
+    // No letter is folded into one of more bytes.
+    key.len() >= name.len() && key.chars().map(fold_letter).eq(name.chars())
 }
 
 /// A string as JSON text.
@@ -237,6 +246,16 @@ mod tests {
             assert_eq!(Object::parse(text.as_bytes()).unwrap().ambiguous_key(&["n", "stream"]), Some(key));
         }
         assert_eq!(Object::parse(br#"{"n":1,"Other":2}"#).unwrap().ambiguous_key(&["n"]), None);
+    }
+
+    #[test]
+    fn a_key_is_like_a_name_whatever_its_case() {
+        for key in ["stream_k", "Stream_K", "STREAM_K", "\u{17f}tream_\u{212a}"] {
+            assert!(is_like(key, "stream_k"), "{key}");
+        }
+        for key in ["stream", "stream_kk", "streamk", "strëam_k", ""] {
+            assert!(!is_like(key, "stream_k"), "{key}");
+        }
     }
 
     #[test]

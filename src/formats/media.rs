@@ -12,7 +12,9 @@ use crate::formats::exchange::UpstreamRequest;
 use crate::formats::images::ImagesRequest;
 use crate::formats::json::{Object, quote, with_member};
 use crate::formats::multipart::Form;
-use crate::formats::request::{BadRequest, Bounds, is_either, is_priced, is_sold_by_tokens, unsupported};
+use crate::formats::request::{
+    BadRequest, Bounds, Refused, is_either, is_priced, is_sold_by_tokens, refuse_name, unsupported,
+};
 use crate::formats::sound;
 use crate::formats::speech::SpeechRequest;
 use crate::formats::sse::Event;
@@ -20,29 +22,11 @@ use crate::formats::transcription::TranscriptionRequest;
 use crate::money::{MicroUsdc, parse_decimal};
 use crate::pricing::{Dialect, Offer, Prices, Reported, Terms, Unit, Usage};
 
-/// Members that would send a request elsewhere, in all of these formats.
-pub(super) const ELSEWHERE: &[(&str, &str)] = &[
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("model_list", "a list of models cannot be priced: name one in `model`"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
-    ("route", "other routes are not priced here: leave it out"),
-    ("preset", "presets are not priced here: leave it out"),
-    ("api_base", "the upstream is the operator's to choose: leave it out"),
-    ("base_url", "the upstream is the operator's to choose: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
-    ("service_tier", "only the default service tier is priced here: leave it out"),
-];
-
-/// Refuses parts of a form by these names, and by those of members that send a request elsewhere.
-pub(super) fn refuse_parts(
-    form: &Form<'_>,
-    refused: &'static [(&'static str, &'static str)],
-) -> Result<(), BadRequest> {
-    let is_there = |wanted: &str| form.sizes().any(|(name, ..)| name.split('[').next() == Some(wanted));
-    match ELSEWHERE.iter().chain(refused).find(|(name, _)| is_there(name)) {
-        Some((name, message)) => Err(unsupported(name, *message)),
-        None => Ok(()),
-    }
+/// Refuses parts of a form as members of these names are refused.
+pub(super) fn refuse_parts(form: &Form<'_>, refused: &[Refused]) -> Result<(), BadRequest> {
+    // Brackets, and points, stand behind the name of what holds the field.
+    let base = |name| str::split(name, ['[', '.']).next().unwrap_or(name);
+    form.sizes().try_for_each(|(name, ..)| refuse_name(base(name), refused))
 }
 
 /// Refuses an offer whose provider does not speak as OpenAI does.

@@ -10,8 +10,8 @@ use crate::formats::conversation::{GOOGLE, UpstreamFormat};
 use crate::formats::exchange::{COUNT_TOKENS_PATH, UpstreamRequest};
 use crate::formats::json::{Object, ObjectText, length, length_of, list, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body, part,
-    refuse_members, required, token_limit, unsupported,
+    BadRequest, Bounds, Prompt, Refused, bad, bad_value, estimate_tokens, missing, optional, parse_body,
+    part, refuse_members, required, token_limit, unsupported,
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
@@ -52,26 +52,16 @@ const INTERPRETED: &[&str] = &[
     "thinking",
     "output_config",
     "service_tier",
-    "container",
-    "mcp_servers",
     "context_management",
-    "compaction",
     "speed",
     "inference_geo",
-    "fallbacks",
-    "fallback_credit_token",
-    "thread",
-    "billing_policy",
-    "betas",
-    "anthropic_beta",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
     ("container", "containers are not priced here: leave it out"),
     ("mcp_servers", "servers that the provider calls are not priced here: leave it out"),
     ("compaction", "compaction by the provider is not priced here: leave it out"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
     ("fallback_credit_token", "other models are not priced here: leave it out"),
     ("thread", "what the provider has kept cannot be bounded: send the messages themselves"),
     ("billing_policy", "the provider's bill is the operator's: leave it out"),
@@ -665,6 +655,10 @@ mod tests {
             (r#","mcp_servers":[]"#, "mcp_servers"),
             (r#","compaction":{}"#, "compaction"),
             (r#","fallbacks":["a"]"#, "fallbacks"),
+            (r#","Fallbacks":["a"]"#, "Fallbacks"),
+            (r#","Container":"c""#, "Container"),
+            (r#","plugins":[]"#, "plugins"),
+            (r#","Max_Tokens":9"#, "Max_Tokens"),
             (r#","thread":{}"#, "thread"),
             (r#","betas":["x"]"#, "betas"),
             (r#","speed":"fast""#, "speed"),

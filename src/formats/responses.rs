@@ -11,7 +11,7 @@ use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
 use crate::formats::conversation::{ANTHROPIC, ANTHROPIC_REDACTED, GOOGLE, UNSEALED};
 use crate::formats::json::{Object, length, length_of, list, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, bad_value, estimate_tokens, missing, optional,
+    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, Refused, bad_value, estimate_tokens, missing, optional,
     parse_body, part, refuse_members, required, token_limit, unsupported,
 };
 use crate::formats::sse::Event;
@@ -60,19 +60,11 @@ const INTERPRETED: &[&str] = &[
     "reasoning",
     "service_tier",
     "background",
-    "conversation",
-    "previous_response_id",
-    "prompt",
-    "context_management",
     "max_tool_calls",
-    "moderation",
-    "models",
-    "plugins",
-    "extra_body",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
     ("conversation", "what the provider has kept cannot be bounded: send the whole conversation as `input`"),
     (
         "previous_response_id",
@@ -81,9 +73,6 @@ const NOT_PRICED: &[(&str, &str)] = &[
     ("prompt", "prompts that the provider keeps cannot be bounded: send their text"),
     ("context_management", "compaction by the provider is not priced here: leave it out"),
     ("moderation", "moderation is not priced here: leave it out"),
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("plugins", "plugins are not priced here: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
 ];
 
 impl<'a> ResponsesRequest<'a> {
@@ -511,6 +500,9 @@ mod tests {
         for (members, param) in [
             (r#","background":true"#, "background"),
             (r#","conversation":"c""#, "conversation"),
+            (r#","Conversation":"c""#, "Conversation"),
+            (r#","Models":["a"]"#, "Models"),
+            (r#","enable_search":true"#, "enable_search"),
             (r#","previous_response_id":"r""#, "previous_response_id"),
             (r#","prompt":{"id":"p"}"#, "prompt"),
             (r#","context_management":[]"#, "context_management"),

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use crate::formats::json::{Object, length, quote};
-use crate::formats::media::{ELSEWHERE, Format, Reading, SpokenAs};
+use crate::formats::media::{Format, Reading, SpokenAs};
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, estimate_tokens, is_priced, most_tokens, optional,
-    parse_body, refuse_members, required, unsupported, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, estimate_tokens, is_priced,
+    most_tokens, optional, parse_body, refuse_members, required, unsupported, within_context,
 };
 use crate::money::parse_decimal;
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -14,6 +14,12 @@ use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 /// Members that are read here, and so must not mean something else to the upstream.
 const INTERPRETED: &[&str] =
     &["model", "input", "instructions", "response_format", "speed", "stream_format", "stream"];
+
+/// Members that would buy something the catalogue has no price for, or escape the bounds: texts that nobody counted.
+const NOT_PRICED: &[Refused] =
+    &[SERVICE_TIER, ("text", INPUT), ("inputs", INPUT), ("ssml", INPUT), ("script", INPUT)];
+
+const INPUT: &str = "what is to be spoken is sent as `input`";
 
 /// Members that never become prompt; any other, known or not, is taken to.
 const NOT_PROMPT: &[&str] = &["model", "voice", "response_format", "speed", "stream_format", "stream"];
@@ -43,7 +49,7 @@ impl<'a> SpeechRequest<'a> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
         let input: String = required(&object, "input")?;
-        refuse_members(&object, ELSEWHERE)?;
+        refuse_members(&object, NOT_PRICED)?;
         if optional::<bool>(&object, "stream", "must be true or false")?.unwrap_or(false) {
             return Err(unsupported("stream", "a stream of speech is asked for by stream_format: \"sse\""));
         }
@@ -247,6 +253,11 @@ mod tests {
             (r#""model":"m","input":"a","stream":true"#, "stream"),
             (r#""model":"m","input":"a","stream_format":"x""#, "stream_format"),
             (r#""model":"m","input":"a","fallbacks":["x"]"#, "fallbacks"),
+            (r#""model":"m","input":"a","text":"b""#, "text"),
+            (r#""model":"m","input":"a","Text":"b""#, "Text"),
+            (r#""model":"m","input":"a","inputs":["b"]"#, "inputs"),
+            (r#""model":"m","input":"a","ssml":"<p/>""#, "ssml"),
+            (r#""model":"m","input":"a","script":"b""#, "script"),
             (r#""model":"m","input":"a","Speed":4"#, "Speed"),
         ] {
             let body = format!("{{{members}}}");

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::formats::media::{Format, Reading, refuse_parts};
 use crate::formats::multipart::Form;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, most_tokens, unsupported,
-    within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, is_priced, is_sold_by_tokens,
+    most_tokens, unsupported, within_context,
 };
 use crate::formats::sound::{self, Length};
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -15,12 +15,16 @@ use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 const INTERPRETED: &[&str] = &["model", "file", "prompt", "response_format", "stream"];
 
 /// Fields that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
-    ("known_speaker_references", "recordings beside the file are not bounded here: leave it out"),
-    ("url", "a recording elsewhere cannot be bounded: send it as `file`"),
-    ("file_url", "a recording elsewhere cannot be bounded: send it as `file`"),
-    ("file_id", "a recording elsewhere cannot be bounded: send it as `file`"),
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
+    ("known_speaker_references", BESIDE_FILE),
+    ("url", ELSEWHERE),
+    ("file_url", ELSEWHERE),
+    ("file_id", ELSEWHERE),
 ];
+
+const BESIDE_FILE: &str = "recordings beside the file are not bounded here: leave it out";
+const ELSEWHERE: &str = "a recording elsewhere cannot be bounded: send it as `file`";
 
 /// No model hears more tokens in a millisecond, or says more: they have 10 to 50 a second.
 const MOST_TOKENS_A_SECOND: u64 = 100;
@@ -48,6 +52,9 @@ impl<'a> TranscriptionRequest<'a> {
         let form = Form::parse(content_type, body)?;
         form.must_be_clear(INTERPRETED)?;
         refuse_parts(&form, NOT_PRICED)?;
+        if let Some((name, ..)) = form.sizes().find(|(name, is_file, _)| *is_file && *name != "file") {
+            return Err(unsupported(name, BESIDE_FILE));
+        }
         let model = form.required_text("model")?.to_owned();
         let file = form.file("file")?;
         let stream = match form.text("stream")? {
@@ -277,6 +284,9 @@ mod tests {
             ),
             (&[("model", "m"), ("file_url", "http://x")], "file_url"),
             (&[("model", "m"), ("fallbacks", "x")], "fallbacks"),
+            (&[("model", "m"), ("File_URL", "http://x")], "File_URL"),
+            (&[("model", "m"), ("plugins[0][id]", "web")], "plugins"),
+            (&[("model", "m"), ("audio\"; filename=\"b.wav", "RIFF")], "audio"),
             (&[("model", "m"), ("Stream", "true")], "stream"),
             (&[("model", "m"), ("stream", "true")], "stream"),
             (&[("model", "m"), ("file", "x")], "file"),
