@@ -237,7 +237,9 @@ impl Reading {
 
     /// Reads a whole answer, which came as this type.
     pub fn read<'a>(&'a self, content_type: Option<&str>, body: &'a [u8]) -> Result<Answer<'a>, NotAnAnswer> {
-        let object = Object::parse(body).ok();
+        // A text may be what somebody said who speaks JSON: only what it comes as tells that it is some.
+        let may_be_json = self.format != Format::Text || content_type.is_some_and(is_json);
+        let object = may_be_json.then(|| Object::parse(body).ok()).flatten();
         if object.as_ref().is_some_and(|object| object.get_non_null("error").is_some()) {
             return Err(NotAnAnswer::Error);
         }
@@ -342,6 +344,12 @@ impl Reading {
         let size = size.or(asked_size.as_deref());
         terms.for_image(size, quality.or(asked_quality.as_deref()))
     }
+}
+
+/// Whether a Content-Type is that of JSON, with or without parameters.
+fn is_json(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
 }
 
 fn of_tokens(usage: &Usage) -> Usage {

@@ -343,9 +343,25 @@ mod tests {
         assert_eq!(json.read(None, b"Hi").err(), Some(NotAnAnswer::Nonsense));
         assert_eq!(json.read(None, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
         let text = with(&[("response_format", "text")], |request| request.reading());
-        assert_eq!(text.read(None, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
+        let json = Some("Application/JSON; charset=utf-8");
+        assert_eq!(text.read(json, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
         assert_eq!(text.read(None, b"\xff\xfe").err(), Some(NotAnAnswer::Nonsense));
         // Some know no format but JSON.
-        assert!(text.read(None, br#"{"text":"Hi"}"#).is_ok());
+        assert_eq!(text.read(json, br#"{"text":"Hi"}"#).unwrap().content_type(), None);
+    }
+
+    #[test]
+    fn a_transcript_of_somebody_who_speaks_json_is_a_text() {
+        let said = r#"{"error":"none","duration":9,"usage":{"type":"duration","seconds":9}}"#;
+        for format in ["text", "srt", "vtt"] {
+            let reading = with(&[("response_format", format)], |request| request.reading());
+            for content_type in [None, Some("text/plain; charset=utf-8"), Some("application/jsonl")] {
+                let answer = reading.read(content_type, said.as_bytes()).unwrap();
+                assert_eq!(answer.content_type().as_deref(), Some("text/plain; charset=utf-8"));
+                let heard = Usage::NONE.with(Unit::Millisecond, 1500);
+                assert_eq!(answer.used(&whisper().prices), Used::Known(heard));
+                assert_eq!(answer.render(MicroUsdc::new(3)), said);
+            }
+        }
     }
 }
