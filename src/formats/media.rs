@@ -375,14 +375,16 @@ impl Answer<'_> {
     /// What it used of what these prices list.
     pub fn used(&self, prices: &Prices) -> Used {
         let reported = self.usage_raw().and_then(|report| self.reading.read_usage(report));
-        self.reading.used(prices, reported, self.counted(), self.reading.estimate)
+        self.reading.used(prices, reported, self.counted(prices), self.reading.estimate)
     }
 
-    /// What is counted in the answer, and in its request.
-    fn counted(&self) -> Usage {
+    /// What is counted in the answer, and in its request, of what these prices list.
+    fn counted(&self, prices: &Prices) -> Usage {
         let counted = self.reading.counted;
         match &self.reading.format {
             Format::Images { .. } => counted.with(Unit::Image, self.images()),
+            // Measuring takes a look at all of it.
+            Format::Sound(_) if !is_priced(prices, Unit::Millisecond) => counted,
             Format::Sound(SpokenAs::Pcm) => {
                 let bytes = u64::try_from(self.body.len()).unwrap_or(u64::MAX);
                 counted.with(Unit::Millisecond, bytes.div_ceil(PCM_BYTES_A_MILLISECOND))
@@ -548,6 +550,7 @@ impl StreamTap {
 pub(super) mod tests {
     use super::*;
     use crate::formats::chat::tests::offer as chat_offer;
+    use crate::formats::sound::tests::wav;
     use crate::money::{MarkupBps, UnitPrice};
     use crate::pricing::{ModelKind, UnitPrices, quote as quote_of};
     use proptest::prelude::*;
@@ -622,6 +625,20 @@ pub(super) mod tests {
             );
             assert!(hold > MicroUsdc::ZERO);
         }
+    }
+
+    #[test]
+    fn sound_is_measured_where_its_length_has_a_price() {
+        let request = Request::parse(Medium::Speech, None, br#"{"model":"m","input":"Hello"}"#).unwrap();
+        let (reading, file) = (request.reading(), wav(16_000, 24_000));
+        let counted = |unit| {
+            let answer = reading.read(Some("audio/wav"), &file).unwrap();
+            answer.counted(&offer(ModelKind::Speech, &[(unit, 9)]).prices).count(Unit::Millisecond)
+        };
+        assert_eq!(
+            (counted(Unit::Millisecond), counted(Unit::Character), counted(Unit::AudioOut)),
+            (1500, 0, 0)
+        );
     }
 
     #[test]
