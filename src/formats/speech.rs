@@ -28,6 +28,9 @@ const NOT_PROMPT: &[&str] = &["model", "voice", "response_format", "speed", "str
 /// seventh of it.
 const MOST_MS_A_CHARACTER: u64 = 500;
 
+/// Voices begin and end with silence, however little they say and however fast.
+const LEAST_MS: u64 = 1000;
+
 /// No model makes more tokens of a second: they make 20 to 50.
 const MOST_TOKENS_A_SECOND: u64 = 100;
 
@@ -83,6 +86,7 @@ impl<'a> SpeechRequest<'a> {
         }
         let most_ms =
             self.characters.saturating_mul(MOST_MS_A_CHARACTER).saturating_mul(1000).div_ceil(self.speed);
+        let most_ms = most_ms.max(LEAST_MS);
         Need {
             prompt: within_context(most_tokens(self.prompt_bytes), offer),
             completion: self.most_spoken(most_ms, offer),
@@ -138,7 +142,8 @@ mod tests {
     use crate::formats::answer::NotAnAnswer;
     use crate::formats::media::Used;
     use crate::formats::media::tests::{event, offer, used};
-    use crate::money::MicroUsdc;
+    use crate::money::{MarkupBps, MicroUsdc};
+    use crate::pricing::quote as price;
 
     const BODY: &str = r#"{"model":"p/m","input":"Grüße \u00e9","voice":"alloy"}"#;
 
@@ -168,6 +173,28 @@ mod tests {
         assert_eq!(used(&parse(BODY).reading(), &pcm, &tts), Used::Unknown);
         let events = BODY.replace("\"voice\"", r#""stream_format":"sse","voice""#);
         assert_eq!(parse(&events).bounds(&tts).unwrap_err().param.as_deref(), Some("stream_format"));
+    }
+
+    #[test]
+    fn of_the_shortest_text_a_second_is_held_for() {
+        let tts = offer(ModelKind::Speech, &[(Unit::Millisecond, 250_000)]);
+        for (input, speed, ms) in
+            [("", "1", 1000), ("a", "1", 1000), ("abcdefg", "4", 1000), ("abc", "1", 1500)]
+        {
+            let body =
+                format!(r#"{{"model":"p/m","input":"{input}","response_format":"pcm","speed":{speed}}}"#);
+            let request = parse(&body);
+            let bounds = request.bounds(&tts).unwrap();
+            assert_eq!(bounds.others, Usage::NONE.with(Unit::Millisecond, ms), "{input}");
+            // However long it turns out, no more is charged than was held.
+            let terms = tts.terms(MarkupBps::new(2000));
+            let held = price(&terms, bounds.most()).unwrap().amount;
+            let Used::Known(spoken) = used(&request.reading(), &"x".repeat(480_000), &tts) else {
+                panic!("it is measured")
+            };
+            assert_eq!(spoken.count(Unit::Millisecond), 10_000);
+            assert_eq!(terms.charge(&spoken, held).unwrap().charged, held);
+        }
     }
 
     #[test]
