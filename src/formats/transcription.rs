@@ -26,6 +26,19 @@ const NOT_PRICED: &[Refused] = &[
 const BESIDE_FILE: &str = "recordings beside the file are not bounded here: leave it out";
 const ELSEWHERE: &str = "a recording elsewhere cannot be bounded: send it as `file`";
 
+/// Fields that never become prompt; any other, known or not, is taken to.
+const NOT_PROMPT: &[&str] = &[
+    "model",
+    "response_format",
+    "stream",
+    "temperature",
+    "timestamp_granularities",
+    "include",
+    "chunking_strategy",
+];
+/// A name of a language is no longer (RFC 5646, section 4.4.1), and what is longer is none.
+const LONGEST_LANGUAGE: u64 = 35;
+
 /// No model hears more tokens in a millisecond, or says more: they have 10 to 50 a second.
 const MOST_TOKENS_A_SECOND: u64 = 100;
 /// As many as are taken where a stream broke off before it told: OpenAI's models hear so many.
@@ -70,11 +83,14 @@ impl<'a> TranscriptionRequest<'a> {
                 return Err(bad_value("response_format", expected));
             }
         };
-        let prompt = form.sizes().filter(|(_, is_file, _)| !is_file).map(|(_, _, size)| size).sum();
-        let has_prompt = form.text("prompt")?.is_some();
+        let may_be_prompt = |name: &str, size: u64| match name.split('[').next().unwrap_or(name) {
+            "language" => size > LONGEST_LANGUAGE,
+            field => !NOT_PROMPT.contains(&field),
+        };
+        let texts = form.sizes().filter(|(name, is_file, size)| !is_file && may_be_prompt(name, *size));
+        let prompt_bytes = texts.map(|(_, _, size)| size).sum();
         let is_cut = form.sizes().any(|(name, ..)| name.starts_with("chunking_strategy"));
         let length = sound::measure_sent(file);
-        let prompt_bytes = if has_prompt { prompt } else { 0 };
         Ok(Self { model, stream, prompt_bytes, is_json, is_cut, length, form })
     }
 
@@ -237,7 +253,27 @@ mod tests {
         assert_eq!((bounds.prompt, bounds.completion), (200, 2000));
         assert_eq!(bounds.others, Usage::NONE);
         let bounds = with(&[("prompt", "Farebox")], |request| request.bounds(&by_token()).unwrap());
-        assert!(bounds.prompt > 280 && bounds.tokens.has(Unit::Prompt));
+        assert!(bounds.prompt == 287 && bounds.tokens.has(Unit::Prompt));
+        // What nobody here knows may be told to the model too, and so may a name that is no name.
+        let text = "x".repeat(36);
+        for (fields, bytes) in [
+            (&[("context", "Farebox"), ("prompt", "")][..], 7),
+            (&[("hotwords[0]", "Fare"), ("hotwords[1]", "box"), ("prompt", "Farebox")], 14),
+            (&[("language", &text)], 36),
+        ] {
+            let bounds = with(fields, |request| request.bounds(&by_token()).unwrap());
+            assert_eq!(bounds.prompt, 280 + bytes, "{fields:?}");
+            assert!(bounds.tokens.has(Unit::Prompt), "{fields:?}");
+        }
+        let harmless = [
+            ("language", "de"),
+            ("temperature", "0.5"),
+            ("timestamp_granularities[]", "word"),
+            ("response_format", "json"),
+            ("include[]", "logprobs"),
+            ("stream", "true"),
+        ];
+        assert_eq!(with(&harmless, |request| request.bounds(&by_token()).unwrap().prompt), 200);
         let reading = with(&[], |request| request.reading());
         let answer = r#"{"text":"Hi","usage":{"type":"tokens","input_tokens":14,"input_token_details":{"text_tokens":0,"audio_tokens":14},"output_tokens":5,"total_tokens":19}}"#;
         let usage = Usage::NONE.with(Unit::AudioIn, 14).with(Unit::Completion, 5);
