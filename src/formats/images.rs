@@ -595,6 +595,31 @@ mod tests {
     }
 
     #[test]
+    fn a_stream_that_was_left_is_a_picture_and_one_that_brought_none_is_not() {
+        let text = body(r#","stream":true"#);
+        let images = |events: &[&str]| {
+            let mut tap = parse(&text).reading().tap();
+            events.iter().for_each(|data| drop(tap.event(&event(data))));
+            let Used::Known(usage) = tap.used(&dall_e().prices) else { panic!("pictures are counted") };
+            (usage.count(Unit::Image), tap.delivered_anything())
+        };
+        let error = r#"{"error":{"message":"no"}}"#;
+        assert_eq!(images(&[]), (1, false));
+        assert_eq!(images(&[r#"{"type":"image_generation.queued"}"#]), (1, false));
+        for ended in ["[DONE]", error, "nonsense"] {
+            assert_eq!(images(&[ended]), (0, false), "{ended}");
+        }
+        for picture in [
+            r#"{"type":"image_generation.partial_image","b64_json":"AAAA"}"#,
+            r#"{"type":"image_edit.partial_image","picture":"AAAA"}"#,
+            r#"{"type":"image_generation.partial_succeeded","url":"http://x/1"}"#,
+        ] {
+            assert_eq!(images(&[picture]), (1, true), "{picture}");
+            assert_eq!(images(&[picture, error]), (1, true), "{picture}");
+        }
+    }
+
+    #[test]
     fn what_is_no_picture_is_no_answer() {
         let text = body("");
         let reading = parse(&text).reading();

@@ -269,6 +269,7 @@ impl Reading {
             reading: self.clone(),
             usage_raw: None,
             last: None,
+            is_over: false,
             size: None,
             quality: None,
             delivered: Delivered::default(),
@@ -461,6 +462,8 @@ pub struct StreamTap {
     reading: Reading,
     usage_raw: Option<String>,
     last: Option<Event>,
+    /// Whether the upstream has ended it, with or without what was asked for.
+    is_over: bool,
     size: Option<String>,
     quality: Option<String>,
     delivered: Delivered,
@@ -474,9 +477,18 @@ const LAST: [&str; 4] = [
     "\"image_edit.completed\"",
 ];
 
+/// How the types of events end that hold a picture before it is ready.
+const PARTIAL_IMAGE: &str = ".partial_image\"";
+
 impl StreamTap {
     /// Reads one event and says what the client gets of it.
     pub fn event(&mut self, event: &Event) -> Forward {
+        let forward = self.read(event);
+        self.is_over |= !matches!(forward, Forward::Send(_) | Forward::Skip);
+        forward
+    }
+
+    fn read(&mut self, event: &Event) -> Forward {
         let Some(data) = event.data() else { return Forward::Send(event.0.clone()) };
         if data.trim_ascii() == b"[DONE]" {
             return Forward::Done;
@@ -492,8 +504,11 @@ impl StreamTap {
             self.last = Some(event.clone());
             return Forward::Done;
         }
-        let texts = ["delta", "audio", "b64_json", "text"];
-        self.delivered.add(texts.iter().map(|key| text_bytes(&object, key)).sum());
+        let texts = ["delta", "audio", "b64_json", "url", "text"];
+        let bytes: u64 = texts.iter().map(|key| text_bytes(&object, key)).sum();
+        // A picture that was begun is something, whatever it comes in.
+        let is_picture = object.get("type").is_some_and(|kind| kind.ends_with(PARTIAL_IMAGE));
+        self.delivered.add(if is_picture { bytes.max(1) } else { bytes });
         Forward::Send(event.0.clone())
     }
 
@@ -530,14 +545,20 @@ impl StreamTap {
     pub fn used(&self, prices: &Prices) -> Used {
         let reading = &self.reading;
         let reported = self.usage_raw().and_then(|report| reading.read_usage(report));
-        let counted = match (&reading.format, self.last.is_some() || self.delivered.anything()) {
-            (Format::Images { .. }, true) => reading.counted.with(Unit::Image, 1),
+        let counted = match &reading.format {
+            Format::Images { .. } => reading.counted.with(Unit::Image, self.images()),
             _ => reading.counted,
         };
         let said = self.delivered.estimated_tokens();
         let part = reading.estimate_of_part.map(|usage| usage.with(Unit::Completion, said));
         let estimate = if self.is_finished() { reading.estimate } else { part };
         reading.used(prices, reported, counted, estimate)
+    }
+
+    /// A stream is of one picture, which is made also for who leaves before it comes. Only where the upstream has ended
+    /// it without any was there none.
+    fn images(&self) -> u64 {
+        u64::from(self.is_finished() || self.delivered_anything() || !self.is_over)
     }
 
     /// The terms at which it is charged, where it tells more of them than the request did.
