@@ -7,7 +7,7 @@ use crate::formats::chat::{self, MAX_CHOICES};
 use crate::formats::embeddings::{self, Input};
 use crate::formats::json::{Object, length, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, missing, most_tokens, optional,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, most_tokens, optional,
     parse_body, refuse_members, required, token_limit, within_context,
 };
 use crate::pricing::{ModelKind, Offer, Unit, Units};
@@ -66,10 +66,7 @@ impl<'a> CompletionsRequest<'a> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
         refuse_members(&object, NOT_PRICED)?;
-        let expected = "prompt must be a text, a list of texts, a list of tokens, or a list of such lists";
-        let prompts = embeddings::inputs(object.get_non_null("prompt").ok_or_else(|| missing("prompt"))?);
-        let prompts =
-            prompts.filter(|prompts| !prompts.is_empty()).ok_or_else(|| bad_value("prompt", expected))?;
+        let prompts = embeddings::inputs(&object, "prompt")?;
         let choices = number_of(&object, "n")?.unwrap_or(1);
         let written = number_of(&object, "best_of")?.unwrap_or(choices);
         if written < choices {

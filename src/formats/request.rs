@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::formats::json::{Object, is_like, length};
+use crate::formats::json::{Object, each, is_like, length};
 use crate::money::MarkupBps;
 use crate::pricing::{ModelKind, Most, Offer, Prices, Unit, Units, Usage, quote};
 
@@ -81,6 +81,25 @@ pub(super) fn optional<'a, T: Deserialize<'a>>(
 ) -> Result<Option<T>, BadRequest> {
     let parse = |value| serde_json::from_str(value).map_err(|_| bad_value(key, format!("{key} {expected}")));
     object.get_non_null(key).map(parse).transpose()
+}
+
+/// Looks at the items of a list one by one, if there is a list, up to one that is refused.
+pub(super) fn each_of<'a, T: Deserialize<'a>>(
+    object: &'a Object<'_>,
+    key: &str,
+    expected: &str,
+    mut look: impl FnMut(usize, T) -> Result<(), BadRequest>,
+) -> Result<(), BadRequest> {
+    let Some(list) = object.get_non_null(key) else { return Ok(()) };
+    let (mut looked, mut i) = (Ok(()), 0);
+    let read = each(list, |item| {
+        if looked.is_ok() {
+            looked = look(i, item);
+        }
+        i += 1;
+    });
+    read.map_err(|_| bad_value(key, format!("{key} {expected}")))?;
+    looked
 }
 
 /// A limit of output tokens.

@@ -11,8 +11,8 @@ use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
 use crate::formats::conversation::{ANTHROPIC, ANTHROPIC_REDACTED, GOOGLE, UNSEALED};
 use crate::formats::json::{Object, length, length_of, list, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, Refused, bad_value, estimate_tokens, missing, optional,
-    parse_body, part, refuse_members, required, token_limit, unsupported,
+    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, Refused, bad_value, each_of, estimate_tokens, missing,
+    optional, parse_body, part, refuse_members, required, token_limit, unsupported,
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
@@ -173,16 +173,15 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     if tier.is_some_and(|tier| !matches!(tier.as_ref(), "auto" | "default")) {
         return Err(unsupported("service_tier", "only the default service tier is priced here"));
     }
-    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
-    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
-        if tool.ambiguous_key(&["type"]).is_some()
-            || !matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
+    each_of(object, "tools", "must be a list of tools", |i, tool: Object<'_>| {
+        if tool.ambiguous_key(&["type"]).is_none()
+            && matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
         {
-            let message = "tools that the provider runs itself are not priced here: send functions only";
-            return Err(unsupported(&format!("tools[{i}].type"), message));
+            return Ok(());
         }
-    }
-    Ok(())
+        let message = "tools that the provider runs itself are not priced here: send functions only";
+        Err(unsupported(&format!("tools[{i}].type"), message))
+    })
 }
 
 fn measure(object: &Object<'_>) -> Result<Prompt, BadRequest> {
