@@ -391,6 +391,27 @@ async fn a_client_that_leaves_leaves_nothing_half_done() {
 }
 
 #[tokio::test]
+async fn a_picture_that_was_begun_is_charged_whoever_leaves() {
+    let (gateway, upstream, customer) = scripted().await;
+    // Shown where it is, and not in the event; the upstream then says no more.
+    let begun = json!({"type": "image_generation.partial_succeeded", "url": "http://x/1"});
+    upstream.play(Script::stream().event(&begun).gate());
+    let body = json!({"model": PAINTER, "prompt": "A wallet", "size": "1024x1024", "stream": true});
+    let mut leaving = gateway.post(IMAGES).key(&customer.key).json(&body).0.send().await.unwrap();
+    let id = leaving.headers()["x-request-id"].to_str().unwrap().to_owned();
+    assert_eq!(leaving.chunk().await.unwrap().unwrap(), format!("data: {begun}\n\n"));
+    drop(leaving);
+    upstream.open_gate();
+    let receipt = gateway.receipt_in_time(&customer, &id).await;
+    assert_eq!(
+        (&receipt["outcome"], &receipt["usage_units"], &receipt["charged_usdc"]),
+        (&json!("estimated"), &json!({"images": 1}), &json!(billed(80_000_000_000))),
+        "{receipt}"
+    );
+    gateway.audit();
+}
+
+#[tokio::test]
 async fn an_answer_of_any_type_is_given_again() {
     for database_url in [None, Some(fresh_database().await)] {
         let upstream = ScriptedUpstream::start().await;

@@ -9,11 +9,11 @@ use serde_json::value::RawValue;
 
 use crate::formats::answer::{Delivered, text_bytes};
 pub use crate::formats::answer::{Forward, NotAnAnswer};
-use crate::formats::json::{Object, length, length_of, quote, with_member};
+use crate::formats::json::{Object, each, length, length_of, quote, with_member};
 pub use crate::formats::request::{BadRequest, Bounds};
 use crate::formats::request::{
-    DEFAULT_MAX_TOKENS, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body,
-    refuse_members, required, token_limit,
+    DEFAULT_MAX_TOKENS, Prompt, Refused, bad, bad_value, each_of, estimate_tokens, missing, optional,
+    parse_body, refuse_members, required, token_limit,
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
@@ -78,40 +78,13 @@ const INTERPRETED: &[&str] = &[
     "modalities",
     "thinking",
     "reasoning_effort",
-    "models",
-    "web_search_options",
-    "plugins",
-    "audio",
-    "route",
-    "preset",
-    "fallbacks",
-    "api_base",
-    "base_url",
-    "model_list",
-    "search_parameters",
-    "search_settings",
-    "enable_search",
-    "extra_body",
-    "chat_template",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
-    ("route", "other routes are not priced here: leave it out"),
-    ("preset", "presets are not priced here: leave it out"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
-    ("model_list", "a list of models cannot be priced: name one in `model`"),
-    ("api_base", "the upstream is the operator's to choose: leave it out"),
-    ("base_url", "the upstream is the operator's to choose: leave it out"),
-    ("search_parameters", "web searches are not priced here: leave it out"),
-    ("search_settings", "web searches are not priced here: leave it out"),
-    ("enable_search", "web searches are not priced here: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
+const NOT_PRICED: &[Refused] = &[
     ("chat_template", "a prompt of another template cannot be bounded: leave it out"),
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("web_search_options", "web searches are not priced here: leave it out"),
-    ("plugins", "plugins are not priced here: leave it out"),
     ("audio", "audio is not priced here: leave it out"),
+    ("best_of", "choices beyond those of n are not priced here: leave it out"),
 ];
 
 impl<'a> ChatRequest<'a> {
@@ -244,16 +217,15 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     if modalities.is_some_and(|list| list.iter().any(|modality| modality != "text")) {
         return Err(bad("unsupported_parameter", "modalities", "only text output is priced here"));
     }
-    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
-    let priced = |tool: &Object<'_>| {
-        tool.ambiguous_key(&["type"]).is_none()
+    each_of(object, "tools", "must be a list of tools", |_, tool: Object<'_>| {
+        if tool.ambiguous_key(&["type"]).is_none()
             && matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
-    };
-    if tools.is_some_and(|tools| !tools.iter().all(priced)) {
+        {
+            return Ok(());
+        }
         let message = "tools that the provider runs itself are not priced here: send functions only";
-        return Err(bad("unsupported_parameter", "tools", message));
-    }
-    Ok(())
+        Err(bad("unsupported_parameter", "tools", message))
+    })
 }
 
 impl Prompt {
@@ -293,12 +265,9 @@ impl Prompt {
         let content = message.get("content").unwrap_or("null");
         match content.as_bytes().first() {
             Some(b'[') => {
-                let parts: Vec<Object<'_>> =
-                    serde_json::from_str(content).map_err(|_| "has content that is no list of parts")?;
-                for part in parts {
-                    if part.ambiguous_key(&["type", "text"]).is_some() {
-                        return Err(unreadable);
-                    }
+                let mut are_readable = true;
+                let read = each(content, |part: Object<'_>| {
+                    are_readable &= part.ambiguous_key(&["type", "text"]).is_none();
                     match part.get("type") {
                         Some(r#""text""# | r#""refusal""#) => {
                             self.text_bytes += part.get("text").map_or(0, length);
@@ -309,8 +278,9 @@ impl Prompt {
                         }
                         _ => self.parts_not_text += 1,
                     }
-                }
-                Ok(())
+                });
+                read.map_err(|_| "has content that is no list of parts")?;
+                if are_readable { Ok(()) } else { Err(unreadable) }
             }
             Some(b'"' | b'n') => {
                 self.text_bytes += length(raw.get());
@@ -596,11 +566,18 @@ pub(super) mod tests {
             (r#","models":["a"]"#, "models"),
             (r#","web_search_options":{}"#, "web_search_options"),
             (r#","tools":[{"type":"web_search"}]"#, "tools"),
+            (r#","tools":[{"type":"web_search"},{"type":"function"}]"#, "tools"),
+            (r#","tools":{}"#, "tools"),
             (r#","tools":[{"type":"function","Type":"web_search"}]"#, "tools"),
             (r#","Max_Tokens":100000"#, "Max_Tokens"),
             (r#","N":50"#, "N"),
             (r#","stream_options":{"Include_Usage":true}"#, "stream_options"),
             (r#","chat_template":"{{x}}""#, "chat_template"),
+            (r#","Web_Search_Options":{}"#, "Web_Search_Options"),
+            (r#","n_predict":100000"#, "n_predict"),
+            (r#","max_new_tokens":100000"#, "max_new_tokens"),
+            (r#","use_beam_search":true"#, "use_beam_search"),
+            (r#","best_of":20"#, "best_of"),
         ] {
             assert_eq!(refused(&request(members)).param.as_deref(), Some(param), "{members}");
         }
@@ -612,6 +589,10 @@ pub(super) mod tests {
             r#"{"model":"m","messages":[{"role":"user","content":[{"type":"text","Type":"image_url"}]}]}"#;
         assert_eq!(refused(hidden_picture).param.as_deref(), Some("messages[0]"));
         assert_eq!(refused("[]").code, "invalid_json");
+        let many: String = (0..1023).map(|i| format!(",\"x{i}\":0")).collect();
+        let error = refused(&request(&many));
+        assert_eq!(error.code, "invalid_json");
+        assert!(error.message.contains("it may have 1024 members at most"), "{}", error.message);
     }
 
     #[test]

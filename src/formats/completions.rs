@@ -6,19 +6,19 @@ use bytes::Bytes;
 use crate::formats::chat::{self, MAX_CHOICES};
 use crate::formats::embeddings::{self, Input};
 use crate::formats::json::{Object, length, quote, with_member};
-use crate::formats::media::ELSEWHERE;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, missing, most_tokens, optional, parse_body,
-    refuse_members, required, token_limit, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, most_tokens, optional,
+    parse_body, refuse_members, required, token_limit, within_context,
 };
 use crate::pricing::{ModelKind, Offer, Unit, Units};
 
 /// Members that are read here, and so must not mean something else to the upstream.
 const INTERPRETED: &[&str] =
-    &["model", "prompt", "suffix", "max_tokens", "n", "best_of", "stream", "stream_options", "prompt_embeds"];
+    &["model", "prompt", "suffix", "max_tokens", "n", "best_of", "stream", "stream_options"];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
     ("prompt_embeds", "a prompt that is neither text nor tokens cannot be bounded: send it as `prompt`"),
     ("max_completion_tokens", "the limit is called max_tokens here"),
 ];
@@ -65,12 +65,8 @@ impl<'a> CompletionsRequest<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
-        refuse_members(&object, ELSEWHERE)?;
         refuse_members(&object, NOT_PRICED)?;
-        let expected = "prompt must be a text, a list of texts, a list of tokens, or a list of such lists";
-        let prompts = embeddings::inputs(object.get_non_null("prompt").ok_or_else(|| missing("prompt"))?);
-        let prompts =
-            prompts.filter(|prompts| !prompts.is_empty()).ok_or_else(|| bad_value("prompt", expected))?;
+        let prompts = embeddings::inputs(&object, "prompt")?;
         let choices = number_of(&object, "n")?.unwrap_or(1);
         let written = number_of(&object, "best_of")?.unwrap_or(choices);
         if written < choices {
@@ -197,6 +193,11 @@ mod tests {
             (r#","prompt":"a","Best_Of":9"#, "Best_Of"),
             (r#","prompt":"a","prompt_embeds":"x""#, "prompt_embeds"),
             (r#","prompt":"a","models":["x"]"#, "models"),
+            (r#","prompt":"a","Max_Completion_Tokens":9"#, "Max_Completion_Tokens"),
+            (r#","prompt":"a","n_predict":9000"#, "n_predict"),
+            (r#","prompt":"a","N_Predict":9000"#, "N_Predict"),
+            (r#","prompt":"a","max_new_tokens":9000"#, "max_new_tokens"),
+            (r#","prompt":"a","use_beam_search":true"#, "use_beam_search"),
         ] {
             let body = format!(r#"{{"model":"p/m"{members}}}"#);
             let error = match CompletionsRequest::parse(body.as_bytes()) {

@@ -3,25 +3,30 @@
 use bytes::Bytes;
 use serde_json::value::RawValue;
 
-use crate::formats::json::{Object, length, quote};
-use crate::formats::media::{ELSEWHERE, Reading};
+use crate::formats::json::{Object, each, length, quote};
+use crate::formats::media::Reading;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, estimate_tokens, missing, most_tokens, parse_body,
-    refuse_members, required, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, estimate_tokens, missing,
+    most_tokens, parse_body, refuse_members, required, within_context,
 };
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 
 /// Members that are read here, and so must not mean something else to the upstream.
-const INTERPRETED: &[&str] = &["model", "input", "messages", "inputs"];
+const INTERPRETED: &[&str] = &["model", "input"];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
     ("messages", "conversations cannot be bounded here: send texts as `input`"),
     ("inputs", "parts that are not text cannot be bounded here: send texts as `input`"),
 ];
 
 /// Members that never become prompt; any other, known or not, may stand before each of the inputs.
 const NOT_PROMPT: &[&str] = &["model", "input", "dimensions", "encoding_format", "user"];
+
+/// Most texts or lists of tokens in a request (OpenAI API reference, *Create embeddings*, `input`: an array has 2,048
+/// items or less).
+const MAX_INPUTS: usize = 2048;
 
 /// A request for embeddings, parsed as far as its price needs.
 pub struct EmbeddingsRequest<'a> {
@@ -39,6 +44,15 @@ pub(super) enum Input {
 }
 
 impl Input {
+    /// A text, or a list of tokens.
+    fn read(json: &str) -> Option<Self> {
+        if json.starts_with('"') {
+            return Some(Self::Text(length(json)));
+        }
+        let mut count = 0;
+        each(json, |_: u32| count += 1).ok().map(|()| Self::Tokens(count))
+    }
+
     /// Its tokens, where nobody counted them.
     pub(super) fn estimate(&self) -> u64 {
         match self {
@@ -48,17 +62,12 @@ impl Input {
     }
 }
 
-const EXPECTED: &str = "input must be a text, a list of texts, a list of tokens, or a list of such lists";
-
 impl<'a> EmbeddingsRequest<'a> {
     pub fn parse(body: &'a [u8]) -> Result<Self, BadRequest> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
-        refuse_members(&object, ELSEWHERE)?;
         refuse_members(&object, NOT_PRICED)?;
-        let inputs = inputs(object.get_non_null("input").ok_or_else(|| missing("input"))?);
-        let inputs =
-            inputs.filter(|inputs| !inputs.is_empty()).ok_or_else(|| bad_value("input", EXPECTED))?;
+        let inputs = inputs(&object, "input")?;
         Ok(Self { object, model, inputs })
     }
 
@@ -98,25 +107,39 @@ impl<'a> EmbeddingsRequest<'a> {
     }
 }
 
-/// The inputs, each by its size. `None` where they are of another shape.
-pub(super) fn inputs(json: &str) -> Option<Vec<Input>> {
+/// The inputs that a member holds, each by its size.
+pub(super) fn inputs(object: &Object<'_>, key: &str) -> Result<Vec<Input>, BadRequest> {
+    let json = object.get_non_null(key).ok_or_else(|| missing(key))?;
     if json.starts_with('"') {
-        return Some(vec![Input::Text(length(json))]);
+        return Ok(vec![Input::Text(length(json))]);
     }
-    let list: Vec<&RawValue> = serde_json::from_str(json).ok()?;
-    let is_token = |raw: &&RawValue| raw.get().parse::<u32>().is_ok();
-    if !list.is_empty() && list.iter().all(is_token) {
-        return Some(vec![Input::Tokens(u64::try_from(list.len()).ok()?)]);
-    }
-    let each = |raw: &RawValue| match raw.get().as_bytes().first() {
-        Some(b'"') => Some(Input::Text(length(raw.get()))),
-        Some(b'[') => {
-            let tokens: Vec<u32> = serde_json::from_str(raw.get()).ok()?;
-            Some(Input::Tokens(u64::try_from(tokens.len()).ok()?))
+    // Only so many are kept, however many there are.
+    let (mut tokens, mut inputs) = (0_u64, Vec::new());
+    let (mut is_known, mut is_too_long) = (true, false);
+    let read = each(json, |item: &RawValue| match Input::read(item.get()) {
+        _ if is_token(item.get()) => tokens += 1,
+        Some(_) if inputs.len() == MAX_INPUTS => is_too_long = true,
+        Some(input) => inputs.push(input),
+        None => is_known = false,
+    });
+    if read.is_ok() && is_known {
+        match (tokens, inputs.is_empty()) {
+            (1.., true) => return Ok(vec![Input::Tokens(tokens)]),
+            (0, false) if is_too_long => {
+                let message =
+                    format!("{key} has more than {MAX_INPUTS} items: send them in several requests");
+                return Err(bad_value(key, message));
+            }
+            (0, false) => return Ok(inputs),
+            _ => {}
         }
-        _ => None,
-    };
-    list.into_iter().map(each).collect()
+    }
+    let expected = "must be a text, a list of texts, a list of tokens, or a list of such lists";
+    Err(bad_value(key, format!("{key} {expected}")))
+}
+
+fn is_token(json: &str) -> bool {
+    json.parse::<u32>().is_ok()
 }
 
 #[cfg(test)]
@@ -151,6 +174,22 @@ mod tests {
     }
 
     #[test]
+    fn so_many_inputs_are_taken_and_as_many_tokens_as_come() {
+        let list = |item: &str, count: usize| format!("[{}]", vec![item; count].join(","));
+        for item in ["\"a\"", "[1]"] {
+            assert!(bounds(&list(item, MAX_INPUTS)).prompt > 0);
+            for count in [MAX_INPUTS + 1, 500_000] {
+                let body = format!(r#"{{"model":"m","input":{}}}"#, list(item, count));
+                let error = EmbeddingsRequest::parse(body.as_bytes()).err().unwrap();
+                assert_eq!(error.param.as_deref(), Some("input"));
+                assert!(error.message.contains("more than 2048 items"), "{}", error.message);
+            }
+        }
+        assert_eq!(bounds(&list("7", 10_000)).prompt, 10_000);
+        assert_eq!(bounds(&format!("[{}]", list("7", 10_000))).prompt, 10_000);
+    }
+
+    #[test]
     fn bad_requests_name_their_field() {
         for (body, param) in [
             (r#"{"input":"a"}"#, "model"),
@@ -159,12 +198,24 @@ mod tests {
             (r#"{"model":"m","input":{"image":"x"}}"#, "input"),
             (r#"{"model":"m","input":[{"content":[]}]}"#, "input"),
             (r#"{"model":"m","input":[1,"a"]}"#, "input"),
+            (r#"{"model":"m","input":["a",1]}"#, "input"),
+            (r#"{"model":"m","input":[[1],2]}"#, "input"),
+            (r#"{"model":"m","input":[[1,"a"]]}"#, "input"),
+            (r#"{"model":"m","input":[[[1]]]}"#, "input"),
             (r#"{"model":"m","input":[1.5]}"#, "input"),
             (r#"{"model":"m","input":[-1]}"#, "input"),
             (r#"{"model":"m","input":["a",null]}"#, "input"),
             (r#"{"model":"m","input":"a","Input":"b"}"#, "Input"),
             (r#"{"model":"m","input":"a","messages":[]}"#, "messages"),
+            (r#"{"model":"m","input":"a","Messages":[]}"#, "Messages"),
             (r#"{"model":"m","input":"a","api_base":"x"}"#, "api_base"),
+            (r#"{"model":"m","input":"a","API_Base":"x"}"#, "API_Base"),
+            (r#"{"model":"m","input":"a","service_tier":"flex"}"#, "service_tier"),
+            (r#"{"model":"m","input":"a","plugins":[]}"#, "plugins"),
+            (r#"{"model":"m","input":"a","web_search_options":{}}"#, "web_search_options"),
+            (r#"{"model":"m","input":"a","search_parameters":{}}"#, "search_parameters"),
+            (r#"{"model":"m","input":"a","search_settings":{}}"#, "search_settings"),
+            (r#"{"model":"m","input":"a","enable_search":true}"#, "enable_search"),
         ] {
             let error = EmbeddingsRequest::parse(body.as_bytes()).err().expect(body);
             assert_eq!(error.param.as_deref(), Some(param), "{body}");

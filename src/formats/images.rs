@@ -6,11 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::formats::json::{Object, length, quote};
-use crate::formats::media::{ELSEWHERE, Format, Reading, refuse_parts};
+use crate::formats::media::{Format, Reading, refuse_parts};
 use crate::formats::multipart::Form;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, missing, most_tokens,
-    optional, parse_body, refuse_members, required, unsupported, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, is_priced, is_sold_by_tokens,
+    missing, most_tokens, optional, parse_body, refuse_members, required, unsupported, within_context,
 };
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 
@@ -18,29 +18,43 @@ use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 const INTERPRETED: &[&str] = &["model", "prompt", "n", "size", "quality", "stream", "partial_images"];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
-    ("width", "name the size as `size`"),
-    ("height", "name the size as `size`"),
-    ("aspect_ratio", "name the size as `size`"),
-    ("resolution", "name the size as `size`"),
-    ("num_images", "name the number of pictures as `n`"),
-    ("num_outputs", "name the number of pictures as `n`"),
-    ("batch_size", "name the number of pictures as `n`"),
-    ("samples", "name the number of pictures as `n`"),
-    ("sequential_image_generation", "name the number of pictures as `n`"),
-    ("steps", "steps are not priced here: leave it out"),
-    ("num_inference_steps", "steps are not priced here: leave it out"),
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
+    ("width", SIZE),
+    ("height", SIZE),
+    ("aspect_ratio", SIZE),
+    ("resolution", SIZE),
+    ("image_size", SIZE),
+    ("megapixels", SIZE),
+    ("num_images", NUMBER),
+    ("num_images_per_prompt", NUMBER),
+    ("num_outputs", NUMBER),
+    ("num_outputs_per_prompt", NUMBER),
+    ("number_of_images", NUMBER),
+    ("num_samples", NUMBER),
+    ("samples", NUMBER),
+    ("batch_size", NUMBER),
+    ("sequential_image_generation", NUMBER),
+    ("steps", STEPS),
+    ("num_inference_steps", STEPS),
     ("upscale", "other sizes than `size` are not priced here: leave it out"),
+    ("hd", "name the quality as `quality`"),
+    ("image_format", "name the format as `output_format`"),
 ];
 
+const SIZE: &str = "name the size as `size`";
+const NUMBER: &str = "name the number of pictures as `n`";
+const STEPS: &str = "steps are not priced here: leave it out";
+const TO_CHANGE: &str = "pictures to change are sent to /v1/images/edits";
+
 /// To a route that is told what to draw, and to no other.
-const NOT_GENERATED: &[(&str, &str)] = &[
-    ("image", "pictures to change are sent to /v1/images/edits"),
-    ("images", "pictures to change are sent to /v1/images/edits"),
-    ("image_url", "pictures to change are sent to /v1/images/edits"),
-    ("image_urls", "pictures to change are sent to /v1/images/edits"),
-    ("input_image", "pictures to change are sent to /v1/images/edits"),
-    ("reference_images", "pictures to change are sent to /v1/images/edits"),
+const NOT_GENERATED: &[Refused] = &[
+    ("image", TO_CHANGE),
+    ("images", TO_CHANGE),
+    ("image_url", TO_CHANGE),
+    ("image_urls", TO_CHANGE),
+    ("input_image", TO_CHANGE),
+    ("reference_images", TO_CHANGE),
 ];
 
 /// Members that never become prompt; any other, known or not, is taken to.
@@ -100,7 +114,6 @@ impl<'a> ImagesRequest<'a> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
         let _: String = required(&object, "prompt")?;
-        refuse_members(&object, ELSEWHERE)?;
         refuse_members(&object, NOT_PRICED)?;
         refuse_members(&object, NOT_GENERATED)?;
         let (whole, text) = ("must be a whole number", "must be a string");
@@ -485,6 +498,24 @@ mod tests {
                     ("image", Some("a"), "x"),
                     ("prompt", None, "p"),
                     ("model", None, "m"),
+                    ("Width[x]", None, "9"),
+                ],
+                "Width",
+            ),
+            (
+                &[
+                    ("image", Some("a"), "x"),
+                    ("prompt", None, "p"),
+                    ("model", None, "m"),
+                    ("plugins.id", None, "9"),
+                ],
+                "plugins",
+            ),
+            (
+                &[
+                    ("image", Some("a"), "x"),
+                    ("prompt", None, "p"),
+                    ("model", None, "m"),
                     ("x", Some("f"), "9"),
                 ],
                 "x",
@@ -511,6 +542,17 @@ mod tests {
             (r#","width":2048"#, "width"),
             (r#","steps":50"#, "steps"),
             (r#","models":["x"]"#, "models"),
+            (r#","Width":2048"#, "Width"),
+            (r#","IMAGE":"data:""#, "IMAGE"),
+            (r#","image_size":"4K""#, "image_size"),
+            (r#","num_images_per_prompt":9"#, "num_images_per_prompt"),
+            (r#","num_outputs_per_prompt":9"#, "num_outputs_per_prompt"),
+            (r#","number_of_images":9"#, "number_of_images"),
+            (r#","num_samples":9"#, "num_samples"),
+            (r#","image_format":"png""#, "image_format"),
+            (r#","megapixels":"4""#, "megapixels"),
+            (r#","hd":true"#, "hd"),
+            (r#","Plugins":[]"#, "Plugins"),
             (r#","N":9"#, "N"),
         ] {
             let body = body(members);
@@ -550,6 +592,31 @@ mod tests {
         let last = tap.last(MicroUsdc::new(5));
         assert!(last.starts_with(b"event: image_generation.completed\ndata: {"), "{last:?}");
         assert!(last.ends_with(b"\"output_tokens\":372,\"charged_usdc\":5}}\n\n"), "{last:?}");
+    }
+
+    #[test]
+    fn a_stream_that_was_left_is_a_picture_and_one_that_brought_none_is_not() {
+        let text = body(r#","stream":true"#);
+        let images = |events: &[&str]| {
+            let mut tap = parse(&text).reading().tap();
+            events.iter().for_each(|data| drop(tap.event(&event(data))));
+            let Used::Known(usage) = tap.used(&dall_e().prices) else { panic!("pictures are counted") };
+            (usage.count(Unit::Image), tap.delivered_anything())
+        };
+        let error = r#"{"error":{"message":"no"}}"#;
+        assert_eq!(images(&[]), (1, false));
+        assert_eq!(images(&[r#"{"type":"image_generation.queued"}"#]), (1, false));
+        for ended in ["[DONE]", error, "nonsense"] {
+            assert_eq!(images(&[ended]), (0, false), "{ended}");
+        }
+        for picture in [
+            r#"{"type":"image_generation.partial_image","b64_json":"AAAA"}"#,
+            r#"{"type":"image_edit.partial_image","picture":"AAAA"}"#,
+            r#"{"type":"image_generation.partial_succeeded","url":"http://x/1"}"#,
+        ] {
+            assert_eq!(images(&[picture]), (1, true), "{picture}");
+            assert_eq!(images(&[picture, error]), (1, true), "{picture}");
+        }
     }
 
     #[test]

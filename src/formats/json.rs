@@ -3,9 +3,13 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
-use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
+
+/// More members than an object of a request or of an answer has. Each takes many times the memory of its text.
+const MAX_MEMBERS: usize = 1024;
 
 /// The members of an object, each value as its JSON text.
 #[derive(Clone, Debug)]
@@ -17,6 +21,13 @@ impl<'a> Object<'a> {
     /// Parses one JSON object; anything else, or anything behind it, is an error.
     pub fn parse(text: &'a [u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(text)
+    }
+
+    /// The same of an object with any number of members: one that no client sends.
+    pub fn parse_large(text: &'a [u8]) -> Result<Self, serde_json::Error> {
+        let mut reader = serde_json::Deserializer::from_slice(text);
+        let object = reader.deserialize_map(Members { most: usize::MAX })?;
+        reader.end().map(|()| object)
     }
 
     /// The JSON text of a member; of the last one, should there be several.
@@ -86,12 +97,21 @@ fn fold(key: &str) -> Cow<'_, str> {
     if key.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase()) {
         return Cow::Borrowed(key);
     }
-    let fold = |c: char| match c {
+    key.chars().map(fold_letter).collect()
+}
+
+fn fold_letter(c: char) -> char {
+    match c {
         'ſ' => 's',
         '\u{212a}' => 'k',
         other => other.to_ascii_lowercase(),
-    };
-    key.chars().map(fold).collect()
+    }
+}
+
+/// Whether such a reader takes a key for this name, which is in small letters.
+pub fn is_like(key: &str, name: &str) -> bool {
+    // No letter is folded into one of more bytes.
+    key.len() >= name.len() && key.chars().map(fold_letter).eq(name.chars())
 }
 
 /// A string as JSON text.
@@ -114,6 +134,30 @@ pub fn length(json: &str) -> u64 {
 
 pub fn length_of<T>(list: &[T]) -> u64 {
     u64::try_from(list.len()).unwrap_or(u64::MAX)
+}
+
+/// Takes the items of a list one by one, and keeps none: there may be very many.
+pub fn each<'a, T: Deserialize<'a>>(json: &'a str, take: impl FnMut(T)) -> Result<(), serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    reader.deserialize_seq(Items(take, PhantomData))?;
+    reader.end()
+}
+
+struct Items<T, F: FnMut(T)>(F, PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>, F: FnMut(T)> Visitor<'de> for Items<T, F> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut list: A) -> Result<(), A::Error> {
+        while let Some(item) = list.next_element()? {
+            (self.0)(item);
+        }
+        Ok(())
+    }
 }
 
 /// Builds the text of an object, member by member.
@@ -183,25 +227,31 @@ pub fn list<T: AsRef<str>>(items: impl IntoIterator<Item = T>) -> String {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
+        deserializer.deserialize_map(Members { most: MAX_MEMBERS })
+    }
+}
 
-        impl<'de> Visitor<'de> for Members {
-            type Value = Object<'de>;
+struct Members {
+    most: usize,
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a JSON object")
+impl<'de> Visitor<'de> for Members {
+    type Value = Object<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        // No room ahead of the members: there may be a list of very many objects without any.
+        let mut members = Vec::new();
+        while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+            if members.len() == self.most {
+                return Err(A::Error::custom(format_args!("it may have {} members at most", self.most)));
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-                let mut members = Vec::with_capacity(map.size_hint().unwrap_or(16));
-                while let Some((Key(key), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-                    members.push((key, Cow::Borrowed(value.get())));
-                }
-                Ok(Object { members })
-            }
+            members.push((key, Cow::Borrowed(value.get())));
         }
-
-        deserializer.deserialize_map(Members)
+        Ok(Object { members })
     }
 }
 
@@ -237,6 +287,41 @@ mod tests {
             assert_eq!(Object::parse(text.as_bytes()).unwrap().ambiguous_key(&["n", "stream"]), Some(key));
         }
         assert_eq!(Object::parse(br#"{"n":1,"Other":2}"#).unwrap().ambiguous_key(&["n"]), None);
+    }
+
+    #[test]
+    fn a_key_is_like_a_name_whatever_its_case() {
+        for key in ["stream_k", "Stream_K", "STREAM_K", "\u{17f}tream_\u{212a}"] {
+            assert!(is_like(key, "stream_k"), "{key}");
+        }
+        for key in ["stream", "stream_kk", "streamk", "strëam_k", ""] {
+            assert!(!is_like(key, "stream_k"), "{key}");
+        }
+    }
+
+    #[test]
+    fn an_object_may_have_so_many_members() {
+        let object = |count: usize| {
+            let members: Vec<_> = (0..count).map(|i| format!("\"{i}\":{i}")).collect();
+            format!("{{{}}}", members.join(","))
+        };
+        assert!(Object::parse(object(MAX_MEMBERS).as_bytes()).is_ok());
+        let many = object(MAX_MEMBERS + 1);
+        let error = Object::parse(many.as_bytes()).unwrap_err().to_string();
+        assert!(error.starts_with("it may have 1024 members at most"), "{error}");
+        assert!(with_member(&many, "a", "1").is_none());
+        assert_eq!(Object::parse_large(many.as_bytes()).unwrap().members().count(), MAX_MEMBERS + 1);
+        assert!(Object::parse_large(b"{}x").is_err());
+    }
+
+    #[test]
+    fn a_list_is_read_item_by_item() {
+        let mut read = Vec::new();
+        assert!(each(" [1, 2 ,3] ", |item: u32| read.push(item)).is_ok());
+        assert_eq!(read, [1, 2, 3]);
+        for bad in ["[1,\"a\"]", "[1", "[1]x", "{}", "1", "null", ""] {
+            assert!(each(bad, |_: u32| {}).is_err(), "{bad}");
+        }
     }
 
     #[test]

@@ -12,7 +12,9 @@ use crate::formats::exchange::UpstreamRequest;
 use crate::formats::images::ImagesRequest;
 use crate::formats::json::{Object, quote, with_member};
 use crate::formats::multipart::Form;
-use crate::formats::request::{BadRequest, Bounds, is_either, is_priced, is_sold_by_tokens, unsupported};
+use crate::formats::request::{
+    BadRequest, Bounds, Refused, is_either, is_priced, is_sold_by_tokens, refuse_name, unsupported,
+};
 use crate::formats::sound;
 use crate::formats::speech::SpeechRequest;
 use crate::formats::sse::Event;
@@ -20,29 +22,11 @@ use crate::formats::transcription::TranscriptionRequest;
 use crate::money::{MicroUsdc, parse_decimal};
 use crate::pricing::{Dialect, Offer, Prices, Reported, Terms, Unit, Usage};
 
-/// Members that would send a request elsewhere, in all of these formats.
-pub(super) const ELSEWHERE: &[(&str, &str)] = &[
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("model_list", "a list of models cannot be priced: name one in `model`"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
-    ("route", "other routes are not priced here: leave it out"),
-    ("preset", "presets are not priced here: leave it out"),
-    ("api_base", "the upstream is the operator's to choose: leave it out"),
-    ("base_url", "the upstream is the operator's to choose: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
-    ("service_tier", "only the default service tier is priced here: leave it out"),
-];
-
-/// Refuses parts of a form by these names, and by those of members that send a request elsewhere.
-pub(super) fn refuse_parts(
-    form: &Form<'_>,
-    refused: &'static [(&'static str, &'static str)],
-) -> Result<(), BadRequest> {
-    let is_there = |wanted: &str| form.sizes().any(|(name, ..)| name.split('[').next() == Some(wanted));
-    match ELSEWHERE.iter().chain(refused).find(|(name, _)| is_there(name)) {
-        Some((name, message)) => Err(unsupported(name, *message)),
-        None => Ok(()),
-    }
+/// Refuses parts of a form as members of these names are refused.
+pub(super) fn refuse_parts(form: &Form<'_>, refused: &[Refused]) -> Result<(), BadRequest> {
+    // Brackets, and points, stand behind the name of what holds the field.
+    let base = |name| str::split(name, ['[', '.']).next().unwrap_or(name);
+    form.sizes().try_for_each(|(name, ..)| refuse_name(base(name), refused))
 }
 
 /// Refuses an offer whose provider does not speak as OpenAI does.
@@ -253,7 +237,9 @@ impl Reading {
 
     /// Reads a whole answer, which came as this type.
     pub fn read<'a>(&'a self, content_type: Option<&str>, body: &'a [u8]) -> Result<Answer<'a>, NotAnAnswer> {
-        let object = Object::parse(body).ok();
+        // A text may be what somebody said who speaks JSON: only what it comes as tells that it is some.
+        let may_be_json = self.format != Format::Text || content_type.is_some_and(is_json);
+        let object = may_be_json.then(|| Object::parse(body).ok()).flatten();
         if object.as_ref().is_some_and(|object| object.get_non_null("error").is_some()) {
             return Err(NotAnAnswer::Error);
         }
@@ -283,6 +269,7 @@ impl Reading {
             reading: self.clone(),
             usage_raw: None,
             last: None,
+            is_over: false,
             size: None,
             quality: None,
             delivered: Delivered::default(),
@@ -360,6 +347,12 @@ impl Reading {
     }
 }
 
+/// Whether a Content-Type is that of JSON, with or without parameters.
+fn is_json(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default();
+    kind.trim().eq_ignore_ascii_case("application/json")
+}
+
 fn of_tokens(usage: &Usage) -> Usage {
     let tokens = usage.iter().filter(|(unit, _)| unit.is_prompt() || unit.is_completion());
     tokens.fold(Usage::NONE, |usage, (unit, count)| usage.with(unit, count))
@@ -383,14 +376,16 @@ impl Answer<'_> {
     /// What it used of what these prices list.
     pub fn used(&self, prices: &Prices) -> Used {
         let reported = self.usage_raw().and_then(|report| self.reading.read_usage(report));
-        self.reading.used(prices, reported, self.counted(), self.reading.estimate)
+        self.reading.used(prices, reported, self.counted(prices), self.reading.estimate)
     }
 
-    /// What is counted in the answer, and in its request.
-    fn counted(&self) -> Usage {
+    /// What is counted in the answer, and in its request, of what these prices list.
+    fn counted(&self, prices: &Prices) -> Usage {
         let counted = self.reading.counted;
         match &self.reading.format {
             Format::Images { .. } => counted.with(Unit::Image, self.images()),
+            // Measuring takes a look at all of it.
+            Format::Sound(_) if !is_priced(prices, Unit::Millisecond) => counted,
             Format::Sound(SpokenAs::Pcm) => {
                 let bytes = u64::try_from(self.body.len()).unwrap_or(u64::MAX);
                 counted.with(Unit::Millisecond, bytes.div_ceil(PCM_BYTES_A_MILLISECOND))
@@ -467,6 +462,8 @@ pub struct StreamTap {
     reading: Reading,
     usage_raw: Option<String>,
     last: Option<Event>,
+    /// Whether the upstream has ended it, with or without what was asked for.
+    is_over: bool,
     size: Option<String>,
     quality: Option<String>,
     delivered: Delivered,
@@ -480,9 +477,18 @@ const LAST: [&str; 4] = [
     "\"image_edit.completed\"",
 ];
 
+/// How the types of events end that hold a picture before it is ready.
+const PARTIAL_IMAGE: &str = ".partial_image\"";
+
 impl StreamTap {
     /// Reads one event and says what the client gets of it.
     pub fn event(&mut self, event: &Event) -> Forward {
+        let forward = self.read(event);
+        self.is_over |= !matches!(forward, Forward::Send(_) | Forward::Skip);
+        forward
+    }
+
+    fn read(&mut self, event: &Event) -> Forward {
         let Some(data) = event.data() else { return Forward::Send(event.0.clone()) };
         if data.trim_ascii() == b"[DONE]" {
             return Forward::Done;
@@ -498,8 +504,11 @@ impl StreamTap {
             self.last = Some(event.clone());
             return Forward::Done;
         }
-        let texts = ["delta", "audio", "b64_json", "text"];
-        self.delivered.add(texts.iter().map(|key| text_bytes(&object, key)).sum());
+        let texts = ["delta", "audio", "b64_json", "url", "text"];
+        let bytes: u64 = texts.iter().map(|key| text_bytes(&object, key)).sum();
+        // A picture that was begun is something, whatever it comes in.
+        let is_picture = object.get("type").is_some_and(|kind| kind.ends_with(PARTIAL_IMAGE));
+        self.delivered.add(if is_picture { bytes.max(1) } else { bytes });
         Forward::Send(event.0.clone())
     }
 
@@ -536,14 +545,20 @@ impl StreamTap {
     pub fn used(&self, prices: &Prices) -> Used {
         let reading = &self.reading;
         let reported = self.usage_raw().and_then(|report| reading.read_usage(report));
-        let counted = match (&reading.format, self.last.is_some() || self.delivered.anything()) {
-            (Format::Images { .. }, true) => reading.counted.with(Unit::Image, 1),
+        let counted = match &reading.format {
+            Format::Images { .. } => reading.counted.with(Unit::Image, self.images()),
             _ => reading.counted,
         };
         let said = self.delivered.estimated_tokens();
         let part = reading.estimate_of_part.map(|usage| usage.with(Unit::Completion, said));
         let estimate = if self.is_finished() { reading.estimate } else { part };
         reading.used(prices, reported, counted, estimate)
+    }
+
+    /// A stream is of one picture, which is made also for who leaves before it comes. Only where the upstream has ended
+    /// it without any was there none.
+    fn images(&self) -> u64 {
+        u64::from(self.is_finished() || self.delivered_anything() || !self.is_over)
     }
 
     /// The terms at which it is charged, where it tells more of them than the request did.
@@ -556,6 +571,7 @@ impl StreamTap {
 pub(super) mod tests {
     use super::*;
     use crate::formats::chat::tests::offer as chat_offer;
+    use crate::formats::sound::tests::wav;
     use crate::money::{MarkupBps, UnitPrice};
     use crate::pricing::{ModelKind, UnitPrices, quote as quote_of};
     use proptest::prelude::*;
@@ -630,6 +646,20 @@ pub(super) mod tests {
             );
             assert!(hold > MicroUsdc::ZERO);
         }
+    }
+
+    #[test]
+    fn sound_is_measured_where_its_length_has_a_price() {
+        let request = Request::parse(Medium::Speech, None, br#"{"model":"m","input":"Hello"}"#).unwrap();
+        let (reading, file) = (request.reading(), wav(16_000, 24_000));
+        let counted = |unit| {
+            let answer = reading.read(Some("audio/wav"), &file).unwrap();
+            answer.counted(&offer(ModelKind::Speech, &[(unit, 9)]).prices).count(Unit::Millisecond)
+        };
+        assert_eq!(
+            (counted(Unit::Millisecond), counted(Unit::Character), counted(Unit::AudioOut)),
+            (1500, 0, 0)
+        );
     }
 
     #[test]

@@ -8,10 +8,10 @@ use serde_json::value::RawValue;
 use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
 use crate::formats::conversation::{GOOGLE, UpstreamFormat};
 use crate::formats::exchange::{COUNT_TOKENS_PATH, UpstreamRequest};
-use crate::formats::json::{Object, ObjectText, length, length_of, list, quote, with_member};
+use crate::formats::json::{Object, ObjectText, each, length, length_of, list, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, Prompt, bad, bad_value, estimate_tokens, missing, optional, parse_body, part,
-    refuse_members, required, token_limit, unsupported,
+    BadRequest, Bounds, Prompt, Refused, bad, bad_value, each_of, estimate_tokens, missing, optional,
+    parse_body, part, refuse_members, required, token_limit, unsupported,
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
@@ -52,26 +52,16 @@ const INTERPRETED: &[&str] = &[
     "thinking",
     "output_config",
     "service_tier",
-    "container",
-    "mcp_servers",
     "context_management",
-    "compaction",
     "speed",
     "inference_geo",
-    "fallbacks",
-    "fallback_credit_token",
-    "thread",
-    "billing_policy",
-    "betas",
-    "anthropic_beta",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
     ("container", "containers are not priced here: leave it out"),
     ("mcp_servers", "servers that the provider calls are not priced here: leave it out"),
     ("compaction", "compaction by the provider is not priced here: leave it out"),
-    ("fallbacks", "a list of models cannot be priced: name one in `model`"),
     ("fallback_credit_token", "other models are not priced here: leave it out"),
     ("thread", "what the provider has kept cannot be bounded: send the messages themselves"),
     ("billing_policy", "the provider's bill is the operator's: leave it out"),
@@ -357,10 +347,8 @@ const CLIENTS_OWN: &[&str] = &["bash_", "text_editor_", "memory_"];
 
 /// Sees that no tool is run by the provider, and counts the descriptions that are its own.
 fn toolsets(object: &Object<'_>) -> Result<u64, BadRequest> {
-    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
-    let Some(tools) = tools else { return Ok(0) };
-    let mut toolsets = 1;
-    for (i, tool) in tools.iter().enumerate() {
+    let mut toolsets = u64::from(object.get_non_null("tools").is_some());
+    each_of(object, "tools", "must be a list of tools", |i, tool: Object<'_>| {
         let at = format!("tools[{i}]");
         if tool.ambiguous_key(&["type"]).is_some() {
             return Err(bad_value(
@@ -368,7 +356,7 @@ fn toolsets(object: &Object<'_>) -> Result<u64, BadRequest> {
                 format!("{at} must hold each member once, spelt as the API spells it"),
             ));
         }
-        let kind: Option<String> = optional(tool, "type", "must be a string")?;
+        let kind: Option<String> = optional(&tool, "type", "must be a string")?;
         match kind.as_deref() {
             None | Some("custom") => {}
             Some(kind) if CLIENTS_OWN.iter().any(|own| kind.starts_with(own)) => toolsets += 1,
@@ -380,7 +368,8 @@ fn toolsets(object: &Object<'_>) -> Result<u64, BadRequest> {
                 return Err(bad("unsupported_parameter", &format!("{at}.type"), message));
             }
         }
-    }
+        Ok(())
+    })?;
     Ok(toolsets)
 }
 
@@ -398,14 +387,14 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     }
     let management: Option<Object<'_>> = optional(object, "context_management", "must be an object")?;
     let edits = management.as_ref().and_then(|management| management.get_non_null("edits"));
-    let edits: Vec<Object<'_>> = serde_json::from_str(edits.unwrap_or("[]"))
-        .map_err(|_| bad_value("context_management", "context_management.edits must be a list"))?;
     // What clears away makes a prompt shorter; what compacts it is another answer, unpriced.
-    let clears = |edit: &Object<'_>| {
-        edit.ambiguous_key(&["type"]).is_none()
-            && edit.get("type").is_some_and(|kind| kind.starts_with(r#""clear_"#))
-    };
-    if !edits.iter().all(clears) {
+    let mut do_clear = true;
+    let read = each(edits.unwrap_or("[]"), |edit: Object<'_>| {
+        do_clear &= edit.ambiguous_key(&["type"]).is_none()
+            && edit.get("type").is_some_and(|kind| kind.starts_with(r#""clear_"#));
+    });
+    read.map_err(|_| bad_value("context_management", "context_management.edits must be a list"))?;
+    if !do_clear {
         let message = "only edits that clear are priced here: leave the others out";
         return Err(unsupported("context_management", message));
     }
@@ -665,6 +654,10 @@ mod tests {
             (r#","mcp_servers":[]"#, "mcp_servers"),
             (r#","compaction":{}"#, "compaction"),
             (r#","fallbacks":["a"]"#, "fallbacks"),
+            (r#","Fallbacks":["a"]"#, "Fallbacks"),
+            (r#","Container":"c""#, "Container"),
+            (r#","plugins":[]"#, "plugins"),
+            (r#","Max_Tokens":9"#, "Max_Tokens"),
             (r#","thread":{}"#, "thread"),
             (r#","betas":["x"]"#, "betas"),
             (r#","speed":"fast""#, "speed"),

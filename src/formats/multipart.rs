@@ -131,14 +131,22 @@ impl<'a> Form<'a> {
         self.parts.iter().flat_map(|part| [&body[part.head.clone()], &body[part.value.clone()]]).collect()
     }
 
-    /// The body with another text in one field, which is there.
+    /// The body with another text in one field, which is there. Its part no longer says how long it is.
     pub fn with_text(&self, name: &str, text: &str) -> Bytes {
         let Some(part) = self.parts.iter().find(|part| part.name == name) else {
             return Bytes::copy_from_slice(self.body);
         };
-        let (before, after) = (&self.body[..part.value.start], &self.body[part.value.end..]);
-        [before, text.as_bytes(), after].concat().into()
+        let (before, after) = (&self.body[..part.head.start], &self.body[part.value.end..]);
+        // Parsing has seen that it is UTF-8.
+        let head = std::str::from_utf8(&self.body[part.head.clone()]).unwrap_or_default();
+        let is_kept = |line: &&str| !line.split(':').next().is_some_and(is_length);
+        let head = head.split("\r\n").filter(is_kept).collect::<Vec<_>>().join("\r\n");
+        [before, head.as_bytes(), b"\r\n\r\n", text.as_bytes(), after].concat().into()
     }
+}
+
+fn is_length(header: &str) -> bool {
+    header.eq_ignore_ascii_case("content-length")
 }
 
 impl Part {
@@ -158,7 +166,11 @@ impl Part {
                 "content-disposition" => disposition = Some(text.trim()),
                 // Another encoding, and files in files.
                 "content-type" if is_plain(text) => {}
-                "content-length" => {}
+                // Some readers go by it, and not by the boundary: OkHttp writes it, and aiohttp reads it.
+                "content-length" if text.trim() == value.len().to_string() => {}
+                "content-length" => {
+                    return Err(unreadable("the Content-Length of a part is not that of its value"));
+                }
                 "content-transfer-encoding" if text.trim().eq_ignore_ascii_case("binary") => {}
                 other if other.starts_with("x-") => {}
                 _ => return Err(unreadable(&format!("{name} is not understood there"))),
@@ -337,6 +349,21 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_says_how_long_it_is_says_the_truth_or_nothing() {
+        // As OkHttp writes them.
+        let with_length = |name: &str, length: usize| {
+            let (field, text) = (field(name), "Content-Type: text/plain; charset=utf-8");
+            format!("{field}\r\n{text}\r\nContent-Length: {length}\r\nContent-Transfer-Encoding: binary")
+        };
+        let body = form(&[(&with_length("model", 5), "a/b-c"), (&with_length("prompt", 2), "é")]);
+        let form = Form::parse(TYPE, body.as_bytes()).unwrap();
+        assert_eq!((form.text("model").unwrap(), form.text("prompt").unwrap()), (Some("a/b-c"), Some("é")));
+        let sent = form.with_text("model", "another");
+        assert_eq!(sent, body.replace("a/b-c", "another").replace("\r\nContent-Length: 5", ""));
+        assert_eq!(Form::parse(TYPE, &sent).unwrap().text("model").unwrap(), Some("another"));
+    }
+
+    #[test]
     fn what_two_readers_read_otherwise_is_refused() {
         let model = field("model");
         for parts in [
@@ -353,6 +380,13 @@ mod tests {
             &[("Content-Disposition: attachment; name=\"model\"", "a")],
             &[("Content-Disposition: form-data;\r\n name=\"model\"", "a")],
             &[(&format!("{model}\r\nContent-Transfer-Encoding: base64"), "YQ==")],
+            &[(&format!("{model}\r\nContent-Length: 1"), "ab")],
+            &[(&format!("{model}\r\nContent-Length: 3"), "ab")],
+            &[(&format!("{model}\r\nContent-Length: +2"), "ab")],
+            &[(&format!("{model}\r\nContent-Length: 02"), "ab")],
+            &[(&format!("{model}\r\nContent-Length: 2\r\ncontent-length: 1"), "ab")],
+            &[(&format!("{model}\r\nContent-Length : 2"), "ab")],
+            &[(&format!("{model}\r\nContent-Encoding: gzip"), "ab")],
             &[(&format!("{model}\r\nContent-Type: text/plain; charset=utf-16"), "a")],
             &[(&format!("{model}\r\nContent-Type: multipart/mixed; boundary=c"), "a")],
             &[(&format!("{model}\r\n{model}"), "a")],

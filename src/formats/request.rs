@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 
-use crate::formats::json::{Object, length};
+use crate::formats::json::{Object, each, is_like, length};
 use crate::money::MarkupBps;
 use crate::pricing::{ModelKind, Most, Offer, Prices, Unit, Units, Usage, quote};
 
@@ -83,6 +83,25 @@ pub(super) fn optional<'a, T: Deserialize<'a>>(
     object.get_non_null(key).map(parse).transpose()
 }
 
+/// Looks at the items of a list one by one, if there is a list, up to one that is refused.
+pub(super) fn each_of<'a, T: Deserialize<'a>>(
+    object: &'a Object<'_>,
+    key: &str,
+    expected: &str,
+    mut look: impl FnMut(usize, T) -> Result<(), BadRequest>,
+) -> Result<(), BadRequest> {
+    let Some(list) = object.get_non_null(key) else { return Ok(()) };
+    let (mut looked, mut i) = (Ok(()), 0);
+    let read = each(list, |item| {
+        if looked.is_ok() {
+            looked = look(i, item);
+        }
+        i += 1;
+    });
+    read.map_err(|_| bad_value(key, format!("{key} {expected}")))?;
+    looked
+}
+
 /// A limit of output tokens.
 pub(super) fn token_limit(object: &Object<'_>, key: &str) -> Result<Option<u64>, BadRequest> {
     let expected = "must be a whole number above 0";
@@ -92,13 +111,50 @@ pub(super) fn token_limit(object: &Object<'_>, key: &str) -> Result<Option<u64>,
     }
 }
 
-/// Refuses what a member of this name would buy or escape.
-pub(super) fn refuse_members(
-    object: &Object<'_>,
-    refused: &[(&'static str, &'static str)],
-) -> Result<(), BadRequest> {
-    match refused.iter().find(|(field, _)| object.get_non_null(field).is_some()) {
-        Some((field, message)) => Err(unsupported(field, *message)),
+/// The name of a member, in small letters, and why it is refused.
+pub(super) type Refused = (&'static str, &'static str);
+
+const ONE_MODEL: &str = "a list of models cannot be priced: name one in `model`";
+const ONE_UPSTREAM: &str = "the upstream is the operator's to choose: leave it out";
+const NO_SEARCH: &str = "web searches are not priced here: leave it out";
+const ONE_LIMIT: &str = "the output limit has another name here: use the API's own";
+
+/// Members that, in whatever format, would send a request elsewhere, buy something that nothing is held for, or
+/// escape the bounds.
+const EVERYWHERE: &[Refused] = &[
+    ("models", ONE_MODEL),
+    ("model_list", ONE_MODEL),
+    ("fallbacks", ONE_MODEL),
+    ("route", "other routes are not priced here: leave it out"),
+    ("preset", "presets are not priced here: leave it out"),
+    ("api_base", ONE_UPSTREAM),
+    ("base_url", ONE_UPSTREAM),
+    ("extra_body", "its members belong into the request itself"),
+    ("plugins", "plugins are not priced here: leave it out"),
+    ("web_search_options", NO_SEARCH),
+    ("search_parameters", NO_SEARCH),
+    ("search_settings", NO_SEARCH),
+    ("enable_search", NO_SEARCH),
+    // llama.cpp takes the first before `max_tokens`, and TGI has the second.
+    ("n_predict", ONE_LIMIT),
+    ("max_new_tokens", ONE_LIMIT),
+    ("use_beam_search", "beams are not priced here: leave it out"),
+];
+
+/// To formats that have no tier which costs as usual.
+pub(super) const SERVICE_TIER: Refused =
+    ("service_tier", "only the default service tier is priced here: leave it out");
+
+/// Refuses what a member of such a name would buy or escape, also by who folds case.
+pub(super) fn refuse_members(object: &Object<'_>, refused: &[Refused]) -> Result<(), BadRequest> {
+    let mut members = object.members().filter(|(_, value)| *value != "null");
+    members.try_for_each(|(name, _)| refuse_name(name, refused))
+}
+
+/// The same of a single name.
+pub(super) fn refuse_name(name: &str, refused: &[Refused]) -> Result<(), BadRequest> {
+    match EVERYWHERE.iter().chain(refused).find(|(field, _)| is_like(name, field)) {
+        Some((_, message)) => Err(unsupported(name, *message)),
         None => Ok(()),
     }
 }

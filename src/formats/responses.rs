@@ -11,8 +11,8 @@ use crate::formats::answer::{Delivered, Forward, NotAnAnswer, text_bytes};
 use crate::formats::conversation::{ANTHROPIC, ANTHROPIC_REDACTED, GOOGLE, UNSEALED};
 use crate::formats::json::{Object, length, length_of, list, quote, with_member};
 use crate::formats::request::{
-    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, bad_value, estimate_tokens, missing, optional,
-    parse_body, part, refuse_members, required, token_limit, unsupported,
+    BadRequest, Bounds, DEFAULT_MAX_TOKENS, Prompt, Refused, bad_value, each_of, estimate_tokens, missing,
+    optional, parse_body, part, refuse_members, required, token_limit, unsupported,
 };
 use crate::formats::sse::Event;
 use crate::money::MicroUsdc;
@@ -60,19 +60,11 @@ const INTERPRETED: &[&str] = &[
     "reasoning",
     "service_tier",
     "background",
-    "conversation",
-    "previous_response_id",
-    "prompt",
-    "context_management",
     "max_tool_calls",
-    "moderation",
-    "models",
-    "plugins",
-    "extra_body",
 ];
 
 /// Members that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
+const NOT_PRICED: &[Refused] = &[
     ("conversation", "what the provider has kept cannot be bounded: send the whole conversation as `input`"),
     (
         "previous_response_id",
@@ -81,9 +73,6 @@ const NOT_PRICED: &[(&str, &str)] = &[
     ("prompt", "prompts that the provider keeps cannot be bounded: send their text"),
     ("context_management", "compaction by the provider is not priced here: leave it out"),
     ("moderation", "moderation is not priced here: leave it out"),
-    ("models", "a list of models cannot be priced: name one in `model`"),
-    ("plugins", "plugins are not priced here: leave it out"),
-    ("extra_body", "its members belong into the request itself"),
 ];
 
 impl<'a> ResponsesRequest<'a> {
@@ -184,16 +173,15 @@ fn refuse_unpriced(object: &Object<'_>) -> Result<(), BadRequest> {
     if tier.is_some_and(|tier| !matches!(tier.as_ref(), "auto" | "default")) {
         return Err(unsupported("service_tier", "only the default service tier is priced here"));
     }
-    let tools: Option<Vec<Object<'_>>> = optional(object, "tools", "must be a list of tools")?;
-    for (i, tool) in tools.unwrap_or_default().iter().enumerate() {
-        if tool.ambiguous_key(&["type"]).is_some()
-            || !matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
+    each_of(object, "tools", "must be a list of tools", |i, tool: Object<'_>| {
+        if tool.ambiguous_key(&["type"]).is_none()
+            && matches!(tool.get("type"), Some(r#""function""# | r#""custom""#))
         {
-            let message = "tools that the provider runs itself are not priced here: send functions only";
-            return Err(unsupported(&format!("tools[{i}].type"), message));
+            return Ok(());
         }
-    }
-    Ok(())
+        let message = "tools that the provider runs itself are not priced here: send functions only";
+        Err(unsupported(&format!("tools[{i}].type"), message))
+    })
 }
 
 fn measure(object: &Object<'_>) -> Result<Prompt, BadRequest> {
@@ -511,6 +499,9 @@ mod tests {
         for (members, param) in [
             (r#","background":true"#, "background"),
             (r#","conversation":"c""#, "conversation"),
+            (r#","Conversation":"c""#, "Conversation"),
+            (r#","Models":["a"]"#, "Models"),
+            (r#","enable_search":true"#, "enable_search"),
             (r#","previous_response_id":"r""#, "previous_response_id"),
             (r#","prompt":{"id":"p"}"#, "prompt"),
             (r#","context_management":[]"#, "context_management"),

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 
 use crate::formats::json::{Object, length, quote};
-use crate::formats::media::{ELSEWHERE, Format, Reading, SpokenAs};
+use crate::formats::media::{Format, Reading, SpokenAs};
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, estimate_tokens, is_priced, most_tokens, optional,
-    parse_body, refuse_members, required, unsupported, within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, estimate_tokens, is_priced,
+    most_tokens, optional, parse_body, refuse_members, required, unsupported, within_context,
 };
 use crate::money::parse_decimal;
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -15,12 +15,21 @@ use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 const INTERPRETED: &[&str] =
     &["model", "input", "instructions", "response_format", "speed", "stream_format", "stream"];
 
+/// Members that would buy something the catalogue has no price for, or escape the bounds: texts that nobody counted.
+const NOT_PRICED: &[Refused] =
+    &[SERVICE_TIER, ("text", INPUT), ("inputs", INPUT), ("ssml", INPUT), ("script", INPUT)];
+
+const INPUT: &str = "what is to be spoken is sent as `input`";
+
 /// Members that never become prompt; any other, known or not, is taken to.
 const NOT_PROMPT: &[&str] = &["model", "voice", "response_format", "speed", "stream_format", "stream"];
 
 /// No voice takes longer for a character, at the speed of 1. It is an assumption: people, and models, take a
 /// seventh of it.
 const MOST_MS_A_CHARACTER: u64 = 500;
+
+/// Voices begin and end with silence, however little they say and however fast.
+const LEAST_MS: u64 = 1000;
 
 /// No model makes more tokens of a second: they make 20 to 50.
 const MOST_TOKENS_A_SECOND: u64 = 100;
@@ -43,7 +52,7 @@ impl<'a> SpeechRequest<'a> {
         let object = parse_body(body, INTERPRETED)?;
         let model: String = required(&object, "model")?;
         let input: String = required(&object, "input")?;
-        refuse_members(&object, ELSEWHERE)?;
+        refuse_members(&object, NOT_PRICED)?;
         if optional::<bool>(&object, "stream", "must be true or false")?.unwrap_or(false) {
             return Err(unsupported("stream", "a stream of speech is asked for by stream_format: \"sse\""));
         }
@@ -77,6 +86,7 @@ impl<'a> SpeechRequest<'a> {
         }
         let most_ms =
             self.characters.saturating_mul(MOST_MS_A_CHARACTER).saturating_mul(1000).div_ceil(self.speed);
+        let most_ms = most_ms.max(LEAST_MS);
         Need {
             prompt: within_context(most_tokens(self.prompt_bytes), offer),
             completion: self.most_spoken(most_ms, offer),
@@ -132,7 +142,8 @@ mod tests {
     use crate::formats::answer::NotAnAnswer;
     use crate::formats::media::Used;
     use crate::formats::media::tests::{event, offer, used};
-    use crate::money::MicroUsdc;
+    use crate::money::{MarkupBps, MicroUsdc};
+    use crate::pricing::quote as price;
 
     const BODY: &str = r#"{"model":"p/m","input":"Grüße \u00e9","voice":"alloy"}"#;
 
@@ -162,6 +173,28 @@ mod tests {
         assert_eq!(used(&parse(BODY).reading(), &pcm, &tts), Used::Unknown);
         let events = BODY.replace("\"voice\"", r#""stream_format":"sse","voice""#);
         assert_eq!(parse(&events).bounds(&tts).unwrap_err().param.as_deref(), Some("stream_format"));
+    }
+
+    #[test]
+    fn of_the_shortest_text_a_second_is_held_for() {
+        let tts = offer(ModelKind::Speech, &[(Unit::Millisecond, 250_000)]);
+        for (input, speed, ms) in
+            [("", "1", 1000), ("a", "1", 1000), ("abcdefg", "4", 1000), ("abc", "1", 1500)]
+        {
+            let body =
+                format!(r#"{{"model":"p/m","input":"{input}","response_format":"pcm","speed":{speed}}}"#);
+            let request = parse(&body);
+            let bounds = request.bounds(&tts).unwrap();
+            assert_eq!(bounds.others, Usage::NONE.with(Unit::Millisecond, ms), "{input}");
+            // However long it turns out, no more is charged than was held.
+            let terms = tts.terms(MarkupBps::new(2000));
+            let held = price(&terms, bounds.most()).unwrap().amount;
+            let Used::Known(spoken) = used(&request.reading(), &"x".repeat(480_000), &tts) else {
+                panic!("it is measured")
+            };
+            assert_eq!(spoken.count(Unit::Millisecond), 10_000);
+            assert_eq!(terms.charge(&spoken, held).unwrap().charged, held);
+        }
     }
 
     #[test]
@@ -247,6 +280,11 @@ mod tests {
             (r#""model":"m","input":"a","stream":true"#, "stream"),
             (r#""model":"m","input":"a","stream_format":"x""#, "stream_format"),
             (r#""model":"m","input":"a","fallbacks":["x"]"#, "fallbacks"),
+            (r#""model":"m","input":"a","text":"b""#, "text"),
+            (r#""model":"m","input":"a","Text":"b""#, "Text"),
+            (r#""model":"m","input":"a","inputs":["b"]"#, "inputs"),
+            (r#""model":"m","input":"a","ssml":"<p/>""#, "ssml"),
+            (r#""model":"m","input":"a","script":"b""#, "script"),
             (r#""model":"m","input":"a","Speed":4"#, "Speed"),
         ] {
             let body = format!("{{{members}}}");

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::formats::media::{Format, Reading, refuse_parts};
 use crate::formats::multipart::Form;
 use crate::formats::request::{
-    BadRequest, Bounds, Need, bad_value, check_kind, is_priced, is_sold_by_tokens, most_tokens, unsupported,
-    within_context,
+    BadRequest, Bounds, Need, Refused, SERVICE_TIER, bad_value, check_kind, is_priced, is_sold_by_tokens,
+    most_tokens, unsupported, within_context,
 };
 use crate::formats::sound::{self, Length};
 use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
@@ -15,12 +15,29 @@ use crate::pricing::{Dialect, ModelKind, Offer, Unit, Units, Usage};
 const INTERPRETED: &[&str] = &["model", "file", "prompt", "response_format", "stream"];
 
 /// Fields that would buy something the catalogue has no price for, or escape the bounds.
-const NOT_PRICED: &[(&str, &str)] = &[
-    ("known_speaker_references", "recordings beside the file are not bounded here: leave it out"),
-    ("url", "a recording elsewhere cannot be bounded: send it as `file`"),
-    ("file_url", "a recording elsewhere cannot be bounded: send it as `file`"),
-    ("file_id", "a recording elsewhere cannot be bounded: send it as `file`"),
+const NOT_PRICED: &[Refused] = &[
+    SERVICE_TIER,
+    ("known_speaker_references", BESIDE_FILE),
+    ("url", ELSEWHERE),
+    ("file_url", ELSEWHERE),
+    ("file_id", ELSEWHERE),
 ];
+
+const BESIDE_FILE: &str = "recordings beside the file are not bounded here: leave it out";
+const ELSEWHERE: &str = "a recording elsewhere cannot be bounded: send it as `file`";
+
+/// Fields that never become prompt; any other, known or not, is taken to.
+const NOT_PROMPT: &[&str] = &[
+    "model",
+    "response_format",
+    "stream",
+    "temperature",
+    "timestamp_granularities",
+    "include",
+    "chunking_strategy",
+];
+/// A name of a language is no longer (RFC 5646, section 4.4.1), and what is longer is none.
+const LONGEST_LANGUAGE: u64 = 35;
 
 /// No model hears more tokens in a millisecond, or says more: they have 10 to 50 a second.
 const MOST_TOKENS_A_SECOND: u64 = 100;
@@ -48,6 +65,9 @@ impl<'a> TranscriptionRequest<'a> {
         let form = Form::parse(content_type, body)?;
         form.must_be_clear(INTERPRETED)?;
         refuse_parts(&form, NOT_PRICED)?;
+        if let Some((name, ..)) = form.sizes().find(|(name, is_file, _)| *is_file && *name != "file") {
+            return Err(unsupported(name, BESIDE_FILE));
+        }
         let model = form.required_text("model")?.to_owned();
         let file = form.file("file")?;
         let stream = match form.text("stream")? {
@@ -63,11 +83,14 @@ impl<'a> TranscriptionRequest<'a> {
                 return Err(bad_value("response_format", expected));
             }
         };
-        let prompt = form.sizes().filter(|(_, is_file, _)| !is_file).map(|(_, _, size)| size).sum();
-        let has_prompt = form.text("prompt")?.is_some();
+        let may_be_prompt = |name: &str, size: u64| match name.split('[').next().unwrap_or(name) {
+            "language" => size > LONGEST_LANGUAGE,
+            field => !NOT_PROMPT.contains(&field),
+        };
+        let texts = form.sizes().filter(|(name, is_file, size)| !is_file && may_be_prompt(name, *size));
+        let prompt_bytes = texts.map(|(_, _, size)| size).sum();
         let is_cut = form.sizes().any(|(name, ..)| name.starts_with("chunking_strategy"));
         let length = sound::measure_sent(file);
-        let prompt_bytes = if has_prompt { prompt } else { 0 };
         Ok(Self { model, stream, prompt_bytes, is_json, is_cut, length, form })
     }
 
@@ -230,7 +253,27 @@ mod tests {
         assert_eq!((bounds.prompt, bounds.completion), (200, 2000));
         assert_eq!(bounds.others, Usage::NONE);
         let bounds = with(&[("prompt", "Farebox")], |request| request.bounds(&by_token()).unwrap());
-        assert!(bounds.prompt > 280 && bounds.tokens.has(Unit::Prompt));
+        assert!(bounds.prompt == 287 && bounds.tokens.has(Unit::Prompt));
+        // What nobody here knows may be told to the model too, and so may a name that is no name.
+        let text = "x".repeat(36);
+        for (fields, bytes) in [
+            (&[("context", "Farebox"), ("prompt", "")][..], 7),
+            (&[("hotwords[0]", "Fare"), ("hotwords[1]", "box"), ("prompt", "Farebox")], 14),
+            (&[("language", &text)], 36),
+        ] {
+            let bounds = with(fields, |request| request.bounds(&by_token()).unwrap());
+            assert_eq!(bounds.prompt, 280 + bytes, "{fields:?}");
+            assert!(bounds.tokens.has(Unit::Prompt), "{fields:?}");
+        }
+        let harmless = [
+            ("language", "de"),
+            ("temperature", "0.5"),
+            ("timestamp_granularities[]", "word"),
+            ("response_format", "json"),
+            ("include[]", "logprobs"),
+            ("stream", "true"),
+        ];
+        assert_eq!(with(&harmless, |request| request.bounds(&by_token()).unwrap().prompt), 200);
         let reading = with(&[], |request| request.reading());
         let answer = r#"{"text":"Hi","usage":{"type":"tokens","input_tokens":14,"input_token_details":{"text_tokens":0,"audio_tokens":14},"output_tokens":5,"total_tokens":19}}"#;
         let usage = Usage::NONE.with(Unit::AudioIn, 14).with(Unit::Completion, 5);
@@ -277,6 +320,9 @@ mod tests {
             ),
             (&[("model", "m"), ("file_url", "http://x")], "file_url"),
             (&[("model", "m"), ("fallbacks", "x")], "fallbacks"),
+            (&[("model", "m"), ("File_URL", "http://x")], "File_URL"),
+            (&[("model", "m"), ("plugins[0][id]", "web")], "plugins"),
+            (&[("model", "m"), ("audio\"; filename=\"b.wav", "RIFF")], "audio"),
             (&[("model", "m"), ("Stream", "true")], "stream"),
             (&[("model", "m"), ("stream", "true")], "stream"),
             (&[("model", "m"), ("file", "x")], "file"),
@@ -333,9 +379,25 @@ mod tests {
         assert_eq!(json.read(None, b"Hi").err(), Some(NotAnAnswer::Nonsense));
         assert_eq!(json.read(None, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
         let text = with(&[("response_format", "text")], |request| request.reading());
-        assert_eq!(text.read(None, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
+        let json = Some("Application/JSON; charset=utf-8");
+        assert_eq!(text.read(json, br#"{"error":{}}"#).err(), Some(NotAnAnswer::Error));
         assert_eq!(text.read(None, b"\xff\xfe").err(), Some(NotAnAnswer::Nonsense));
         // Some know no format but JSON.
-        assert!(text.read(None, br#"{"text":"Hi"}"#).is_ok());
+        assert_eq!(text.read(json, br#"{"text":"Hi"}"#).unwrap().content_type(), None);
+    }
+
+    #[test]
+    fn a_transcript_of_somebody_who_speaks_json_is_a_text() {
+        let said = r#"{"error":"none","duration":9,"usage":{"type":"duration","seconds":9}}"#;
+        for format in ["text", "srt", "vtt"] {
+            let reading = with(&[("response_format", format)], |request| request.reading());
+            for content_type in [None, Some("text/plain; charset=utf-8"), Some("application/jsonl")] {
+                let answer = reading.read(content_type, said.as_bytes()).unwrap();
+                assert_eq!(answer.content_type().as_deref(), Some("text/plain; charset=utf-8"));
+                let heard = Usage::NONE.with(Unit::Millisecond, 1500);
+                assert_eq!(answer.used(&whisper().prices), Used::Known(heard));
+                assert_eq!(answer.render(MicroUsdc::new(3)), said);
+            }
+        }
     }
 }

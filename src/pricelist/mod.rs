@@ -47,7 +47,7 @@ impl Source {
         if list.get("data").is_some_and(|data| data.starts_with('[')) {
             return Self::OpenRouter;
         }
-        let first = list.members().next().and_then(|(_, value)| Object::parse(value.as_bytes()).ok());
+        let first = list.members().next().and_then(|(_, value)| Object::parse_large(value.as_bytes()).ok());
         if first.is_some_and(|first| first.get("models").is_some()) { Self::ModelsDev } else { Self::LiteLlm }
     }
 }
@@ -106,7 +106,7 @@ pub enum PriceListError {
 impl PriceList {
     /// Reads a list; without a `source` its shape tells whose it is.
     pub fn read(source: Option<Source>, text: &str) -> Result<Self, PriceListError> {
-        let list = Object::parse(text.as_bytes())?;
+        let list = Object::parse_large(text.as_bytes())?;
         let mut read = Self::default();
         match source.unwrap_or_else(|| Source::of(&list)) {
             Source::LiteLlm => litellm::read(&list, &mut read),
@@ -224,7 +224,7 @@ fn parse_price(per: u32, json: &str) -> Result<UnitPrice, MoneyError> {
 }
 
 fn object<'a>(parent: &'a Object<'_>, key: &str) -> Option<Object<'a>> {
-    Object::parse(parent.get(key)?.as_bytes()).ok()
+    Object::parse_large(parent.get(key)?.as_bytes()).ok()
 }
 
 fn string(parent: &Object<'_>, key: &str) -> Option<String> {

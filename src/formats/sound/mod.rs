@@ -39,6 +39,11 @@ impl Length {
     /// said is not believed.
     fn new(most_ns: u64, said_ns: u64, percent: u64) -> Self {
         let allowed = (most_ns / 100).saturating_mul(percent).saturating_add(AROUND_NANOS);
+        Self::within(allowed, most_ns, said_ns)
+    }
+
+    /// The same where they may differ by this much and no more.
+    fn within(allowed: u64, most_ns: u64, said_ns: u64) -> Self {
         let believed = said_ns <= most_ns && said_ns >= most_ns.saturating_sub(allowed);
         let ms = |ns: u64| ns.div_ceil(NANOS_A_MILLISECOND);
         let most_ms = ms(most_ns.max(said_ns));

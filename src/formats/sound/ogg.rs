@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use super::{Length, array, le32, nanos, opus};
 
+/// Samples a second that Opus counts in, whatever it was made of (RFC 7845, section 4).
+const OPUS_RATE: u64 = 48_000;
 /// More in one file are no recording.
 const MAX_STREAMS: usize = 16;
 
@@ -46,14 +48,22 @@ pub(super) fn measure(file: &[u8]) -> Option<Length> {
         held = held.saturating_add(stream.take(&page));
         at = page.end;
     }
-    let said = match streams.values().next() {
-        Some(only) if streams.len() == 1 => only.said(),
-        _ => held,
+    let only = streams.values().next().filter(|_| streams.len() == 1);
+    let said = only.map_or(held, Stream::said);
+    let length = match only.map(|stream| stream.codec) {
+        // How long its packets are is known, and players go by them: all that may not be heard is what is skipped at the
+        // beginning, and cut off from the last (RFC 7845, sections 4.2 and 4.4).
+        Some(Codec::Opus { skipped }) => {
+            let unheard = nanos(skipped, OPUS_RATE).saturating_add(opus::MOST_NANOS);
+            Length::within(unheard, held, said)
+        }
+        // Vorbis takes shorter blocks where the sound changes: how many, only its tables would tell.
+        _ if streams.values().any(|stream| matches!(stream.codec, Codec::Vorbis { .. })) => {
+            Length::new(held, said, 75)
+        }
+        _ => Length::new(held, said, 1),
     };
-    // Vorbis takes shorter blocks where the sound changes: how many, only its tables would tell.
-    let is_vorbis = |stream: &Stream| matches!(stream.codec, Codec::Vorbis { .. });
-    let percent = if streams.values().any(is_vorbis) { 75 } else { 1 };
-    (held > 0).then(|| Length::new(held, said, percent))
+    (held > 0).then_some(length)
 }
 
 struct Page<'a> {
@@ -155,7 +165,7 @@ impl Stream {
 
     fn said(&self) -> u64 {
         match self.codec {
-            Codec::Opus { skipped } => nanos(self.granule.saturating_sub(skipped), 48_000),
+            Codec::Opus { skipped } => nanos(self.granule.saturating_sub(skipped), OPUS_RATE),
             Codec::Vorbis { rate, .. } => nanos(self.granule, rate),
         }
     }

@@ -25,18 +25,23 @@ fn mp3(frames: usize) -> Vec<u8> {
 
 /// Frames of so many samples, from 1 to 65,536, with as few bytes as there can be, and a head that says `said`.
 fn flac(rate: u64, said: u64, frames: usize, samples: u32) -> Vec<u8> {
-    let mut file = b"fLaC\x80\0\0\x22".to_vec();
-    file.extend_from_slice(&[0, 16, 0xff, 0xff, 0, 0, 0, 0, 0, 0]);
-    file.extend_from_slice(&(rate << 44 | 15 << 36 | said).to_be_bytes());
-    file.extend_from_slice(&[0; 16]);
-    for _ in 0..frames {
-        let mut head = vec![0xff, 0xf8, 0x70, 0x08, 0x00];
-        head.extend_from_slice(&u16::try_from(samples - 1).unwrap().to_be_bytes());
-        head.push(flac::crc_8(&head));
-        file.extend_from_slice(&head);
-        file.extend_from_slice(&[0, 0, 0, 0, 0]);
-    }
-    file
+    [b"fLaC\x80", &flac_info(rate, said)[..], &flac_frames(frames, samples, None)].concat()
+}
+
+/// The block that says what the stream is, without its type.
+fn flac_info(rate: u64, said: u64) -> Vec<u8> {
+    let packed = (rate << 44 | 15 << 36 | said).to_be_bytes();
+    [&[0, 0, 34, 0, 16, 0xff, 0xff, 0, 0, 0, 0, 0, 0], &packed[..], &[0; 16]].concat()
+}
+
+/// Frames at the stream's rate, or at so many samples a second.
+fn flac_frames(frames: usize, samples: u32, rate: Option<u16>) -> Vec<u8> {
+    let mut head = vec![0xff, 0xf8, if rate.is_some() { 0x7d } else { 0x70 }, 0x08, 0x00];
+    head.extend_from_slice(&u16::try_from(samples - 1).unwrap().to_be_bytes());
+    head.extend(rate.iter().flat_map(|rate| rate.to_be_bytes()));
+    head.push(flac::crc_8(&head));
+    head.extend_from_slice(&[0, 0, 0, 0, 0]);
+    head.repeat(frames)
 }
 
 fn ogg_page(flags: u8, granule: u64, packets: &[&[u8]]) -> Vec<u8> {
@@ -78,16 +83,27 @@ fn element(id: &[u8], content: &[u8]) -> Vec<u8> {
     [id, &size.to_be_bytes(), content].concat()
 }
 
-fn webm(blocks: usize, codec: &[u8]) -> Vec<u8> {
+const CLUSTER: [u8; 4] = [0x1f, 0x43, 0xb6, 0x75];
+
+/// Of an element that does not say how long it is.
+fn endless(id: &[u8], content: &[u8]) -> Vec<u8> {
+    [id, &[0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff], content].concat()
+}
+
+/// A packet of 20 milliseconds.
+fn webm_block() -> Vec<u8> {
+    element(&[0xa3], &[0x81, 0, 0, 0x80, 0xf8, 1, 2])
+}
+
+fn webm_of(codec: &[u8], clusters: &[u8]) -> Vec<u8> {
     let track = element(&[0xae], &element(&[0x86], codec));
-    let block = element(&[0xa3], &[0x81, 0, 0, 0x80, 0xf8, 1, 2]);
-    let cluster = [
-        &[0x1f, 0x43, 0xb6, 0x75, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff][..],
-        &block.repeat(blocks),
-    ];
     let tracks = element(&[0x16, 0x54, 0xae, 0x6b], &track);
-    let segment = [0x18, 0x53, 0x80, 0x67, 0x01, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
-    [element(&[0x1a, 0x45, 0xdf, 0xa3], b""), segment.to_vec(), tracks, cluster.concat()].concat()
+    let segment = endless(&[0x18, 0x53, 0x80, 0x67], &[&tracks, clusters].concat());
+    [element(&[0x1a, 0x45, 0xdf, 0xa3], b""), segment].concat()
+}
+
+fn webm(blocks: usize, codec: &[u8]) -> Vec<u8> {
+    webm_of(codec, &endless(&CLUSTER, &webm_block().repeat(blocks)))
 }
 
 fn boxed(name: &[u8; 4], content: &[u8]) -> Vec<u8> {
@@ -301,6 +317,73 @@ fn what_could_be_another_recording_is_not_measured() {
     }
     assert_eq!(sent(&[b"ID3\x04\0\0\0\0\0\x0aAAAAAAAAAA", &wav(8000, 400)[..]].concat()), None);
     assert_eq!(sent(&mp4(100, 102_400)), None);
+}
+
+#[test]
+fn the_check_sum_of_a_head_is_that_of_the_format() {
+    // The check value of this polynomial, as catalogues of them have it.
+    assert_eq!(flac::crc_8(b"123456789"), 0xf4);
+}
+
+#[test]
+fn flac_is_at_one_rate() {
+    let file =
+        |blocks: &[&[u8]], frames: &[Vec<u8>]| [b"fLaC", &blocks.concat()[..], &frames.concat()].concat();
+    let info = flac_info(8000, 0);
+    let (first, last) = ([&[0][..], &info].concat(), [&[0x80][..], &info].concat());
+    let of_rate = |count, rate| flac_frames(count, 8000, rate);
+    assert_eq!(length(&file(&[&last], &[of_rate(2, None), of_rate(1, Some(8000))])).0, 3000);
+    // What else stands before the sound is passed over.
+    assert_eq!(length(&file(&[&first, &[0x84, 0, 0, 2, 1, 2]], &[of_rate(2, None)])).0, 2000);
+    // Nobody knows which of two heads another reader takes.
+    assert_eq!(measure(&file(&[&first, &last], &[of_rate(2, None)])), None);
+    let short = [&[0][..], &flac_info(48_000, 0)].concat();
+    assert_eq!(measure(&file(&[&short, &last], &[of_rate(2, None)])), None);
+    // Nor which rate, if the first frame has another than the head. Where one is by chance, the slower counts.
+    assert_eq!(measure(&file(&[&last], &[of_rate(1, Some(48_000)), of_rate(3, None)])), None);
+    assert_eq!(length(&file(&[&last], &[of_rate(1, None), of_rate(9, Some(48_000))])).0, 10_000);
+    assert_eq!(length(&file(&[&last], &[of_rate(1, None), of_rate(1, Some(1000))])).0, 9000);
+    assert_eq!(measure(&file(&[&last], &[of_rate(1, None), of_rate(17, Some(48_000))])), None);
+    // Without a frame where the sound begins.
+    assert_eq!(measure(&file(&[&last, &[0, 0]], &[of_rate(2, None)])), None);
+}
+
+#[test]
+fn what_is_not_heard_of_opus_is_at_its_ends() {
+    // 312 samples are skipped, and the last packet may be cut off: up to 120 milliseconds.
+    let hour = 180_000;
+    assert_eq!(length(&opus(hour, 3600 * 48_000)), (3_600_000, 3_599_994));
+    assert_eq!(length(&opus(hour, 3600 * 48_000 - 120 * 48)), (3_600_000, 3_599_874));
+    // Less than that is not what players hear, who go by the packets.
+    assert_eq!(length(&opus(hour, 3600 * 48_000 - 130 * 48)), (3_600_000, 3_600_000));
+    assert_eq!(length(&opus(500, 10 * 48_000 - 200 * 48)), (10_000, 10_000));
+}
+
+#[test]
+fn an_element_of_webm_ends_within_the_one_that_it_is_in() {
+    let opus =
+        |clusters: &[Vec<u8>]| measure(&webm_of(b"A_OPUS", &clusters.concat())).map(|length| length.ms);
+    let (block, group) = (webm_block(), element(&[0xa0], &element(&[0xa1], &[0x81, 0, 0, 0, 0xf8, 1, 2])));
+    let cluster = element(&CLUSTER, &[block.clone(), group.clone()].concat());
+    assert_eq!(opus(&[cluster.clone(), cluster.clone()]), Some(80));
+    assert_eq!(opus(&[cluster.clone(), endless(&CLUSTER, &block), endless(&CLUSTER, &group)]), Some(80));
+    // A block that goes on behind the end of its cluster, or of its group, may have others in it.
+    let hiding = element(&[0xa3], &[&[0x81, 0, 0, 0x80, 0xf8, 1, 2][..], &block.repeat(50)].concat());
+    let short = |id: &[u8], size: u8, content: &[u8]| [id, &[0x80 | size], content].concat();
+    assert_eq!(opus(&[element(&CLUSTER, &hiding)]), Some(20));
+    assert_eq!(opus(&[short(&CLUSTER, 12, &hiding)]), None);
+    let hiding = element(&[0xa1], &[&[0x81, 0, 0, 0, 0xf8, 1, 2][..], &block.repeat(50)].concat());
+    assert_eq!(opus(&[endless(&CLUSTER, &short(&[0xa0], 12, &hiding))]), None);
+    assert_eq!(opus(&[endless(&CLUSTER, &short(&[0xa0], 0, &group))]), Some(20));
+    // Nor may others be without an end.
+    assert_eq!(
+        opus(&[endless(&CLUSTER, &endless(&[0xa0], &element(&[0xa1], &[0x81, 0, 0, 0, 0xf8])))]),
+        None
+    );
+    assert_eq!(opus(&[endless(&CLUSTER, &[&[0xa3, 0xff][..], &[0x81; 127]].concat())]), None);
+    assert_eq!(opus(&[element(&CLUSTER, &endless(&CLUSTER, &block)), cluster]), Some(60));
+    let deep = (0..9).fold(block, |content, _| element(&[0xa0], &content));
+    assert_eq!(opus(&[endless(&CLUSTER, &deep)]), None);
 }
 
 #[test]

@@ -20,20 +20,40 @@ mod id {
 /// What is where in the file names its clusters too, and is short.
 const MOST_INDEX: u64 = 1 << 10;
 
+/// Elements in one another deeper than any recording has them.
+const MAX_DEPTH: usize = 8;
+
 pub(super) fn measure(file: &[u8]) -> Option<Length> {
     let mut at = 0;
     let mut tracks: u64 = 0;
     let mut held: u64 = 0;
+    // Where those end that are open, of which that is known: each within the one before it.
+    let mut ends: Vec<usize> = Vec::new();
     while at < file.len() {
+        while ends.last().is_some_and(|end| *end == at) {
+            ends.pop();
+        }
         let (id, id_bytes) = number(file.get(at..)?, true)?;
         let (size, size_bytes) = number(file.get(at + id_bytes..)?, false)?;
         let start = at + id_bytes + size_bytes;
-        at = match id {
-            id::SEGMENT | id::CLUSTER | id::TRACKS | id::TRACK_ENTRY | id::BLOCK_GROUP => start,
-            _ => start.checked_add(usize::try_from(size).ok()?)?,
-        };
+        let end = start.checked_add(usize::try_from(size).ok()?)?;
+        let is_endless = size == (1 << (7 * size_bytes)) - 1;
+        let most = ends.last().copied().unwrap_or(usize::MAX);
+        let is_opened =
+            matches!(id, id::SEGMENT | id::CLUSTER | id::TRACKS | id::TRACK_ENTRY | id::BLOCK_GROUP);
+        if is_endless {
+            // Only these may be (RFC 9559, section 5.1), and are over where what they are in is.
+            if !matches!(id, id::SEGMENT | id::CLUSTER) || start > most {
+                return None;
+            }
+        } else if end > most || ends.len() == MAX_DEPTH {
+            // Others go on behind the end of the one that it is in, and find something else there.
+            return None;
+        } else if is_opened {
+            ends.push(end);
+        }
+        at = if is_opened { start } else { end };
         // A decoder that has lost its way looks for the next cluster, wherever that is.
-        let is_opened = at == start;
         let is_index = id == id::SEEK_HEAD && size <= MOST_INDEX;
         if !is_opened && !is_index && has_cluster(file.get(start..at).unwrap_or_default()) {
             return None;
