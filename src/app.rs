@@ -145,6 +145,8 @@ impl App {
     }
 
     fn run_services(&self) {
+        let db = self.db.clone();
+        self.tasks.spawn_service(async move { db.keep_checkpointed().await });
         let app = self.clone();
         self.tasks.spawn_service(async move { app.payments.run().await });
         let app = self.clone();

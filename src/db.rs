@@ -6,6 +6,7 @@
 //! transactions, and on SQLite they take turns, because two would only make each other wait.
 
 use std::fs::File;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +16,10 @@ use sqlx::error::{DatabaseError, ErrorKind};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgRow};
 use sqlx::sqlite::{
-    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
+    SqliteConnectOptions, SqliteConnection as SqlxSqliteConnection, SqliteJournalMode, SqlitePool,
+    SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
+use sqlx::{AssertSqlSafe, ConnectOptions as _, Postgres, Row as _, SqlSafeStr as _, Sqlite, Transaction};
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use crate::clock::Timestamp;
@@ -35,9 +37,13 @@ const SQLITE_READERS: u32 = 4;
 /// Up to 16 MiB for the connection that writes batches; below zero it is in KiB. Each commit touches
 /// several indexes.
 const SQLITE_CACHE_KIB: i64 = -16_384;
-/// The log is brought into the file when it has grown by 64 MiB. A page that many commits have changed
-/// meanwhile, as most have, is then written there once.
+/// A commit begins the log anew when it has grown to 64 MiB, and brings into the file what is not there yet.
 const SQLITE_CHECKPOINT_PAGES: i64 = 16_384;
+/// So much of it at most is to be left for that commit, and for all who wait behind it. The rest is brought there
+/// from beside, the more often the quicker the log grows …
+const SQLITE_LEFT_PAGES: i64 = 1024;
+/// … between seldom enough that a page which many commits change is written there once, and as often as a disk takes.
+const SQLITE_CHECKPOINT_PAUSE: RangeInclusive<Duration> = Duration::from_millis(20)..=Duration::from_secs(1);
 /// What SQLite says where a trigger has refused (SQLITE_CONSTRAINT_TRIGGER). On PostgreSQL they raise
 /// `check_violation`.
 const SQLITE_RAISED: &str = "1811";
@@ -287,6 +293,43 @@ impl SqliteConnection {
     }
 }
 
+/// Brings the log of an SQLite file into it beside those who write and read, whom it takes nothing from.
+struct Checkpointer {
+    options: SqliteConnectOptions,
+    connection: Option<SqlxSqliteConnection>,
+    /// How long the log was.
+    log_pages: i64,
+    pause: Duration,
+}
+
+impl Checkpointer {
+    fn new(file: &SqliteFile) -> Self {
+        let options = SqliteConnectOptions::new().filename(&file.path).busy_timeout(ACQUIRE_TIMEOUT);
+        Self { options, connection: None, log_pages: 0, pause: *SQLITE_CHECKPOINT_PAUSE.end() }
+    }
+
+    /// Brings what there is, and sets how long to wait before the next time.
+    async fn checkpoint(&mut self) -> Result<(), DbError> {
+        let mut connection = match self.connection.take() {
+            Some(connection) => connection,
+            None => self.options.connect().await?,
+        };
+        let (_, log_pages, _): (i64, i64, i64) =
+            sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(&mut connection).await?;
+        self.connection = Some(connection);
+        // It is shorter where it was begun anew.
+        let grown = log_pages.checked_sub(self.log_pages).filter(|grown| *grown >= 0).unwrap_or(log_pages);
+        self.log_pages = log_pages;
+        let (shortest, longest) = (*SQLITE_CHECKPOINT_PAUSE.start(), *SQLITE_CHECKPOINT_PAUSE.end());
+        if grown > SQLITE_LEFT_PAGES {
+            self.pause = (self.pause / 2).max(shortest);
+        } else if grown < SQLITE_LEFT_PAGES / 4 {
+            self.pause = (self.pause * 2).min(longest);
+        }
+        Ok(())
+    }
+}
+
 /// A write transaction. Dropped without [`DbTx::commit`], it never happened.
 pub enum DbTx {
     Sqlite {
@@ -305,6 +348,19 @@ impl Db {
             Self::open_postgres(url, access).await
         } else {
             Err(DbError::UnknownScheme)
+        }
+    }
+
+    /// Keeps bringing SQLite's log into its file, so that no commit, nor who waits for one, has to stand by while
+    /// that is done for a long one. PostgreSQL sees to its own.
+    pub async fn keep_checkpointed(&self) {
+        let Pools::Sqlite { file, .. } = &self.0 else { return };
+        let mut checkpointer = Checkpointer::new(file);
+        loop {
+            tokio::time::sleep(checkpointer.pause).await;
+            if let Err(error) = checkpointer.checkpoint().await {
+                tracing::warn!(%error, "a checkpoint failed; it is tried again");
+            }
         }
     }
 

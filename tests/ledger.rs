@@ -15,6 +15,7 @@ use tokio::sync::Barrier;
 use crate::support::books::{
     Books, NOW, assert_no_drift, balance, both, completion, credit, hold, settled, terms, wallet,
 };
+use crate::support::eventually;
 
 // ---- what holds, settlements, releases and credits do
 
@@ -740,6 +741,33 @@ async fn only_one_server_may_have_an_sqlite_file() {
     books.db.close().await;
     drop(books.db);
     Db::open(&url, Access::Serve).await.unwrap();
+}
+
+/// A commit that brings a long log there by itself holds up all who wait for it.
+#[tokio::test]
+async fn the_log_is_brought_into_the_sqlite_file_from_beside() {
+    let books = Books::sqlite().await;
+    books.credit(wallet(1), 5).await;
+    assert_eq!(without_its_log(&books, "before.db").await, Some(MicroUsdc::ZERO));
+    let db = books.db.clone();
+    let keeping = tokio::spawn(async move { db.keep_checkpointed().await });
+    eventually("the file has it", async || {
+        without_its_log(&books, "after.db").await.filter(|balance| *balance == MicroUsdc::new(5))
+    })
+    .await;
+    keeping.abort();
+}
+
+/// What wallet 1 has according to the file alone; `None` while that is being written to.
+async fn without_its_log(books: &Books, copy: &str) -> Option<MicroUsdc> {
+    let copy = books.scratch.path().join(copy);
+    std::fs::copy(books.url.trim_start_matches("sqlite://"), &copy).unwrap();
+    // Migrates what is empty.
+    let db = Db::open(&format!("sqlite://{}", copy.display()), Access::Serve).await.ok()?;
+    let ledger = Ledger::new(db.clone(), books.clock.clone(), "copy".into());
+    let balance = ledger.balance(wallet(1)).await.ok()?;
+    db.close().await;
+    Some(balance.balance)
 }
 
 #[tokio::test]

@@ -390,8 +390,8 @@ impl Metering {
         let delivered = Delivered::from_tap(&tap, dialect, is_whole || tap.is_reported_at_end());
         let delivered = Delivered { used, ..delivered };
         // What is reported before the end, of a stream that then failed, nobody has seen anything of.
-        let nothing_came =
-            !tap.delivered_anything() && !(tap.is_reported_at_end() && delivered.is_reported());
+        let is_reported = tap.is_reported_at_end() && delivered.is_reported();
+        let nothing_came = !tap.delivered_anything() && !is_reported;
         let mut last = Bytes::new();
         let settled = if nothing_came && matches!(end, End::Failed(_) | End::Stopping) {
             open.release(reason.unwrap_or(STOPPED)).await
