@@ -98,11 +98,23 @@ impl Payments {
 
     /// Sends a part of a wallet's balance back to it, and returns once that is certain to happen or to be given
     /// back. `name` is the wallet's for this withdrawal: under one there is one, however often it is asked for.
+    pub async fn withdraw(
+        &self,
+        wallet: Wallet,
+        amount: MicroUsdc,
+        name: &str,
+    ) -> Result<Payment, WithdrawalError> {
+        let accepted = self.accept_withdrawal(wallet, amount, name).await?;
+        drop(self.drive(accepted.id));
+        Ok(accepted)
+    }
+
+    /// Locks what is asked for and writes it down, unless it is known. Nothing is sent yet.
     ///
     /// Preconditions, in this order: withdrawals are on; the chain is known; the amount is not too small; it is
     /// withdrawable; the token would carry it out; the treasury has it; and, with the wallet's row taken, once
     /// more that it is withdrawable, and within the caps.
-    pub async fn withdraw(
+    pub async fn accept_withdrawal(
         &self,
         wallet: Wallet,
         amount: MicroUsdc,
@@ -118,7 +130,6 @@ impl Payments {
         let refusal = match self.ask(wallet, amount, nonce).await {
             Ok(Some(id)) => {
                 tracing::info!(payment = id, %wallet, amount_micro = amount.get(), "a withdrawal is on its way");
-                drop(self.drive(id));
                 let written = store::get(&self.0.db, id).await?;
                 return written
                     .ok_or_else(|| WithdrawalError::Unavailable("it is not in the journal".into()));

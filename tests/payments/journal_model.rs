@@ -1,4 +1,4 @@
-//! Random interleavings of settling, sweeping, crashes and what a chain and other people do, on a real
+//! Random interleavings of settling, paying out, sweeping, crashes and what a chain and other people do, on a real
 //! chain: whatever the order, the journal says in the end what the chain says.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,6 +8,7 @@ use std::task::Poll;
 
 use alloy::primitives::keccak256;
 use farebox::chain::Depth;
+use farebox::payments::Kind;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
@@ -21,8 +22,13 @@ const STEPS: std::ops::Range<usize> = 60..90;
 const PAYERS: usize = 3;
 /// What a payer has at first: enough for two payments.
 const FUNDS: u64 = 2 * FIVE_USD;
+/// What a payer takes out again at a time, under one of so many names.
+const TAKEN: MicroUsdc = MicroUsdc::new(1_500_000);
+const NAMES: usize = 3;
 /// Authorizations are good for this long, so that a warp or two ends them.
 const VALID_SECONDS: i64 = 600;
+/// Longer than any is, the treasury's own among them.
+const ALL_EXPIRED_SECONDS: i64 = 2 * 3600;
 /// Rounds in which everything comes to rest once the chain is left alone.
 const ROUNDS: usize = 40;
 
@@ -32,6 +38,7 @@ const MOVES: &[(State, &[State])] = &[
     (State::Signed, &[State::Broadcast, State::Mined, State::Expired, State::Cancelled]),
     (State::Broadcast, &[State::Verified, State::Mined, State::Expired, State::Cancelled]),
     (State::Mined, &[State::Broadcast, State::Credited]),
+    // What is paid out makes both steps in one.
     (State::Credited, &[State::Finalized, State::Reorged]),
     (State::Expired, &[State::Verified]),
     (State::Cancelled, &[State::Verified]),
@@ -50,6 +57,12 @@ enum Step {
     Again {
         node: usize,
         payment: Index,
+    },
+    /// A payer asks a node to pay it back, or asks once more.
+    Withdraw {
+        node: usize,
+        payer: usize,
+        name: usize,
     },
     Move {
         node: usize,
@@ -105,6 +118,8 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => (0..2_usize, 0..PAYERS).prop_map(|(node, payer)| Step::Accept { node, payer }),
         1 => (0..2_usize, payment()).prop_map(|(node, payment)| Step::Again { node, payment }),
+        3 => (0..2_usize, 0..PAYERS, 0..NAMES)
+            .prop_map(|(node, payer, name)| Step::Withdraw { node, payer, name }),
         14 => (0..2_usize, payment()).prop_map(|(node, payment)| Step::Move { node, payment }),
         4 => payment().prop_map(|payment| Step::Race { payment }),
         5 => (0..2_usize, payment(), 1..40_u32)
@@ -143,7 +158,7 @@ fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
         max_shrink_time: 60_000,
         ..Config::default()
     };
-    let ends: std::cell::RefCell<BTreeMap<&str, u32>> = std::cell::RefCell::default();
+    let ends: std::cell::RefCell<BTreeMap<(&str, &str), u32>> = std::cell::RefCell::default();
     let mut runner = match asked {
         Some(_) => TestRunner::new(config),
         None => TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha)),
@@ -152,8 +167,8 @@ fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
         .run(&prop::collection::vec(step(), STEPS), |trace| {
             runtime.block_on(async {
                 let world = World::new(books().await).await;
-                for state in world.run(&trace).await {
-                    *ends.borrow_mut().entry(state.as_str()).or_default() += 1;
+                for (kind, state) in world.run(&trace).await {
+                    *ends.borrow_mut().entry((kind.as_str(), state.as_str())).or_default() += 1;
                 }
             });
             Ok(())
@@ -161,43 +176,66 @@ fn check<F: Future<Output = Books>>(books: impl Fn() -> F) {
         .unwrap_or_else(|failure| panic!("{failure}"));
     println!("{:?}", ends.borrow());
     let ends = ends.borrow();
-    assert!(ends.contains_key("finalized") && ends.len() >= 3, "the traces reach too little: {ends:?}");
-}
-
-/// A payment as it was signed, and the state it was last seen in, if it is in the journal.
-struct Signed {
-    payload: Payload,
-    seen: Option<State>,
+    let are_final = |kind: Kind| ends.contains_key(&(kind.as_str(), "finalized"));
+    let is_enough = are_final(Kind::Authorization) && are_final(Kind::Withdrawal) && ends.len() >= 3;
+    assert!(is_enough, "the traces reach too little: {ends:?}");
 }
 
 struct World {
     bench: Bench,
+    treasury: TestWallet,
     clock: Clock,
     nodes: Vec<Node>,
     payers: Vec<TestWallet>,
-    payments: Vec<Signed>,
+    /// Payments as they were signed, whether or not they are in the journal.
+    signed: Vec<Payload>,
+    /// The state that what is in the journal was last seen in.
+    seen: BTreeMap<B256, State>,
 }
 
 impl World {
     async fn new(books: Books) -> Self {
-        let bench = Bench::new(books).await;
-        let mut payers = Vec::new();
+        let treasury = TestWallet::random();
+        let bench = Bench { treasury: treasury.address(), ..Bench::new(books).await };
+        let clock = Clock::fixed(Clock::System.now());
+        let mut world = Self {
+            bench,
+            treasury,
+            clock,
+            nodes: Vec::new(),
+            payers: Vec::new(),
+            signed: Vec::new(),
+            seen: BTreeMap::new(),
+        };
+        world.nodes = vec![world.node().await, world.node().await];
         for _ in 0..PAYERS {
-            let payer = bench.payer(FUNDS).await;
-            bench.chain.rpc("anvil_impersonateAccount", json!([payer.address()])).await;
-            bench.chain.give_gas(payer.address()).await;
-            payers.push(payer);
+            let payer = world.payer().await;
+            world.payers.push(payer);
         }
         // The chain has a past that can be undone, and a final block that is known.
-        bench.chain.mine(6).await;
-        bench.chain.set_automine(false).await;
-        let clock = Clock::fixed(Clock::System.now());
-        let nodes =
-            vec![bench.node_at(clock.clone(), |_| {}).await, bench.node_at(clock.clone(), |_| {}).await];
-        Self { bench, clock, nodes, payers, payments: Vec::new() }
+        world.bench.chain.mine(6).await;
+        world.nodes[0].payments.upkeep().await.unwrap();
+        world.bench.chain.set_automine(false).await;
+        world
     }
 
-    async fn run(mut self, trace: &[Step]) -> Vec<State> {
+    async fn node(&self) -> Node {
+        let key = self.treasury.private_key();
+        self.bench.node_at(self.clock.clone(), |config| config.treasury_key = Some(key.into())).await
+    }
+
+    /// A wallet with something here, which will be final, and more on the chain.
+    async fn payer(&mut self) -> TestWallet {
+        let payer = self.bench.payer(FIVE_USD + FUNDS).await;
+        self.bench.chain.rpc("anvil_impersonateAccount", json!([payer.address()])).await;
+        self.bench.chain.give_gas(payer.address()).await;
+        let first = payload(&self.bench.authorization(&payer));
+        assert_eq!(self.nodes[0].pay(&first).await.state, State::Credited);
+        self.signed.push(first);
+        payer
+    }
+
+    async fn run(mut self, trace: &[Step]) -> Vec<(Kind, State)> {
         for step in trace {
             self.apply(step).await;
             self.check_moves().await;
@@ -218,12 +256,15 @@ impl World {
                 let payload = payload(&authorization);
                 // What is refused is not in the journal, and may still be carried out by somebody else.
                 let _ = self.nodes[*node].payments.accept(&payload, None).await;
-                self.payments.push(Signed { payload, seen: None });
+                self.signed.push(payload);
             }
             Step::Again { node, payment } => {
-                if let Some(signed) = self.pick(payment) {
-                    let _ = self.nodes[*node].payments.accept(&signed.payload, None).await;
-                }
+                let _ = self.nodes[*node].payments.accept(payment.get(&self.signed), None).await;
+            }
+            Step::Withdraw { node, payer, name } => {
+                let wallet = Wallet(self.payers[*payer].address());
+                let payments = &self.nodes[*node].payments;
+                let _ = payments.accept_withdrawal(wallet, TAKEN, &name.to_string()).await;
             }
             Step::Move { node, payment } => {
                 if let Some(id) = self.id_of(payment).await {
@@ -262,17 +303,19 @@ impl World {
                 chain.rpc("anvil_dropAllTransactions", json!([])).await;
             }
             Step::FrontRun { payment, dearly } => {
-                if let Some(signed) = self.pick(payment) {
-                    chain.submit(BYSTANDER, USDC, &transfer_call(&signed.payload), *dearly).await;
-                }
+                // What is paid out can be read off the journal's transaction, and be sent by anybody as well.
+                let journal = self.journal().await;
+                let out = journal.into_values().filter(|payment| payment.kind == Kind::Withdrawal);
+                let out = out.map(|payment| paid_out(&payment));
+                let all: Vec<_> = self.signed.iter().map(transfer_call).chain(out).collect();
+                let sent: &String = payment.get(&all);
+                chain.submit(BYSTANDER, USDC, sent, *dearly).await;
             }
             Step::Cancel { payment, dearly } => {
-                if let Some(signed) = self.pick(payment) {
-                    let authorization = &signed.payload.authorization;
-                    let payer = self.payers.iter().find(|payer| payer.address() == authorization.from.0);
-                    let cancellation = cancel(payer.unwrap(), authorization.nonce);
-                    chain.submit(BYSTANDER, USDC, &cancellation, *dearly).await;
-                }
+                let authorization = &payment.get(&self.signed).authorization;
+                let payer = self.payers.iter().find(|payer| payer.address() == authorization.from.0);
+                let cancellation = cancel(payer.unwrap(), authorization.nonce);
+                chain.submit(BYSTANDER, USDC, &cancellation, *dearly).await;
             }
             Step::Drain { payer } => {
                 let payer = self.payers[*payer].address();
@@ -287,65 +330,68 @@ impl World {
         }
     }
 
-    fn pick(&self, index: &Index) -> Option<&Signed> {
-        (!self.payments.is_empty()).then(|| index.get(&self.payments))
-    }
-
     async fn id_of(&self, index: &Index) -> Option<i64> {
-        let authorization = &self.pick(index)?.payload.authorization;
-        let payments = self.journal().await;
-        payments.get(&authorization.nonce).map(|payment| payment.id)
+        let ids: Vec<_> = self.journal().await.into_values().map(|payment| payment.id).collect();
+        (!ids.is_empty()).then(|| *index.get(&ids))
     }
 
     /// All there is in the journal, by nonce.
     async fn journal(&self) -> BTreeMap<B256, Payment> {
         let mut journal = BTreeMap::new();
         for payer in &self.payers {
-            let of_payer =
-                self.nodes[0].payments.of_wallet(Wallet(payer.address()), None, 1000).await.unwrap();
+            let (wallet, payments) = (Wallet(payer.address()), &self.nodes[0].payments);
+            let mut of_payer = payments.of_wallet(wallet, None, 1000).await.unwrap();
+            of_payer.extend(payments.withdrawals_of(wallet, None, 1000).await.unwrap());
             journal.extend(of_payer.into_iter().map(|payment| (payment.authorization.nonce, payment)));
         }
         journal
     }
 
     async fn restart(&mut self, node: usize) {
-        self.nodes[node] = self.bench.node_at(self.clock.clone(), |_| {}).await;
+        self.nodes[node] = self.node().await;
     }
 
-    /// Each payment has moved as payments may; with two nodes at work, by two steps at most.
+    /// Each payment has moved as payments may; with two nodes at work, by two steps at most, of which what is
+    /// paid out makes its last two at once.
     async fn check_moves(&mut self) {
         let journal = self.journal().await;
-        for signed in &mut self.payments {
-            let now = journal.get(&signed.payload.authorization.nonce).map(|payment| payment.state);
-            match (signed.seen, now) {
-                (None, _) => {}
-                (Some(before), Some(now)) => {
-                    assert!(reaches(before, now, 2), "a payment went from {before:?} to {now:?}");
-                }
-                (Some(_), None) => panic!("a payment has left the journal"),
-            }
-            signed.seen = now;
+        for (nonce, before) in &self.seen {
+            let Some(payment) = journal.get(nonce) else { panic!("a payment has left the journal") };
+            let steps = if payment.kind == Kind::Withdrawal { 3 } else { 2 };
+            let now = payment.state;
+            assert!(reaches(*before, now, steps), "a payment went from {before:?} to {now:?}");
         }
+        self.seen = journal.into_iter().map(|(nonce, payment)| (nonce, payment.state)).collect();
     }
 
-    /// What the wallets have is what their credited payments are worth.
+    /// What the wallets have is what their credited payments are worth without what was paid out, and what is being
+    /// paid out is locked.
     async fn check_books(&self) {
         let books = &self.bench.books;
         let credited = books
             .number(
-                "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS n FROM payments
-                 WHERE state IN ('credited', 'finalized')",
+                "SELECT CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' THEN -value_micro ELSE value_micro END), 0)
+                        AS BIGINT) AS n
+                 FROM payments WHERE state IN ('credited', 'finalized')",
             )
             .await;
         let balances =
             books.number("SELECT CAST(COALESCE(SUM(balance_micro), 0) AS BIGINT) AS n FROM wallets").await;
+        let leaving = books
+            .number(
+                "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS n FROM payments
+                 WHERE kind = 'withdrawal' AND state IN ('verified', 'signed', 'broadcast', 'mined')",
+            )
+            .await;
+        let locked =
+            books.number("SELECT CAST(COALESCE(SUM(locked_micro), 0) AS BIGINT) AS n FROM wallets").await;
         let shared = books
             .number(
                 "SELECT COUNT(*) AS n FROM (SELECT account_nonce FROM payment_transactions
                  GROUP BY account_nonce HAVING COUNT(DISTINCT payment_id) > 1) AS twice",
             )
             .await;
-        assert_eq!(balances, credited);
+        assert_eq!((balances, locked), (credited, leaving));
         assert_eq!(shared, 0, "an account nonce was given to two payments");
     }
 
@@ -368,7 +414,7 @@ impl World {
             refusals.extend(kept.err().map(|error| error.to_string()));
             if round == ROUNDS / 2 {
                 // What cannot go through any more expires.
-                self.clock.advance_seconds(2 * VALID_SECONDS);
+                self.clock.advance_seconds(ALL_EXPIRED_SECONDS);
                 // To a time, not by one: a block that is undone takes along what time it had skipped.
                 let now = self.clock.now().seconds();
                 self.bench.chain.rpc("evm_setNextBlockTimestamp", json!([now])).await;
@@ -398,49 +444,73 @@ impl World {
         println!("in the pool: {pool}");
     }
 
-    /// Credited is what the chain's own logs say was paid for an authorization of the journal, and
-    /// nothing else.
-    async fn check_against_the_chain(&self) -> Vec<State> {
-        let paid = self.paid_on_chain().await;
+    /// Credited is what the chain's own logs say was paid for an authorization of the journal, paid out what they
+    /// say of the treasury's, and nothing else.
+    async fn check_against_the_chain(&self) -> Vec<(Kind, State)> {
+        let used = self.used_on_chain().await;
         let journal = self.journal().await;
-        let mut arrived = 0;
-        for signed in &self.payments {
-            let nonce = signed.payload.authorization.nonce;
-            arrived += if paid.contains(&nonce) { FIVE_USD } else { 0 };
-            let Some(payment) = journal.get(&nonce) else { continue };
-            assert_eq!(payment.state == State::Finalized, paid.contains(&nonce), "{payment:#?}");
+        let arrived = self.signed.iter().filter(|signed| used.contains(&signed.authorization.nonce)).count();
+        for payment in journal.values() {
+            let is_final = payment.state == State::Finalized;
+            assert_eq!(is_final, used.contains(&payment.authorization.nonce), "{payment:#?}");
         }
-        assert_eq!(self.bench.chain.usdc_of(self.bench.treasury).await, arrived);
+        let worth = |payer: Option<&TestWallet>| -> i64 {
+            let of_payer = journal.values().filter(|payment| {
+                payer.is_none_or(|payer| payment.wallet() == Wallet(payer.address()))
+                    && payment.state == State::Finalized
+            });
+            let signed = |payment: &Payment| match payment.kind {
+                Kind::Withdrawal => -payment.value.get(),
+                Kind::Authorization | Kind::Deposit => payment.value.get(),
+            };
+            of_payer.map(signed).sum()
+        };
+        // What nobody has sent to us has arrived all the same, if it was carried out.
+        let unknown = arrived - journal.values().filter(|payment| is_in(payment)).count();
+        let unknown = i64::try_from(u64::try_from(unknown).unwrap() * FIVE_USD).unwrap();
+        let held = i64::try_from(self.bench.chain.usdc_of(self.bench.treasury).await).unwrap();
+        assert_eq!(held, worth(None) + unknown);
         for payer in &self.payers {
-            let finalized = journal
-                .values()
-                .filter(|p| p.authorization.from.0 == payer.address() && p.state == State::Finalized);
-            let worth: i64 = finalized.map(|payment| payment.value.get()).sum();
             let balance = self.nodes[0].ledger.balance(Wallet(payer.address())).await.unwrap();
-            assert_eq!((balance.balance.get(), balance.debt), (worth, MicroUsdc::ZERO));
+            assert_eq!(
+                (balance.balance.get(), balance.locked, balance.debt),
+                (worth(Some(payer)), MicroUsdc::ZERO, MicroUsdc::ZERO)
+            );
         }
         let report = self.bench.audit(&self.nodes[0]).await;
         assert!(!report.has_drift(), "{report}");
-        journal.into_values().map(|payment| payment.state).collect()
+        journal.into_values().map(|payment| (payment.kind, payment.state)).collect()
     }
 
-    /// The nonces of authorizations that were used in a transaction that also paid the treasury.
-    async fn paid_on_chain(&self) -> BTreeSet<B256> {
+    /// The nonces of authorizations that were used in a transaction that also moved coins to the treasury, or from it.
+    async fn used_on_chain(&self) -> BTreeSet<B256> {
         let logs = async |topics: Value| {
             let filter =
                 json!([{"address": USDC, "fromBlock": "0x0", "toBlock": "latest", "topics": topics}]);
             let logs = self.bench.chain.rpc("eth_getLogs", filter).await;
             logs.as_array().unwrap().clone()
         };
-        let treasury = format!("0x{}", word(self.bench.treasury));
-        let transfers = logs(json!([keccak256("Transfer(address,address,uint256)"), null, treasury])).await;
-        let paid: BTreeSet<_> = transfers.iter().map(|log| log["transactionHash"].to_string()).collect();
+        let (treasury, transfer) =
+            (format!("0x{}", word(self.bench.treasury)), keccak256("Transfer(address,address,uint256)"));
+        let mut moved = logs(json!([transfer, null, treasury])).await;
+        moved.extend(logs(json!([transfer, treasury])).await);
+        let moved: BTreeSet<_> = moved.iter().map(|log| log["transactionHash"].to_string()).collect();
         let used = logs(json!([keccak256("AuthorizationUsed(address,bytes32)")])).await;
         used.iter()
-            .filter(|log| paid.contains(&log["transactionHash"].to_string()))
+            .filter(|log| moved.contains(&log["transactionHash"].to_string()))
             .map(|log| log["topics"][2].as_str().unwrap().parse().unwrap())
             .collect()
     }
+}
+
+/// What carries out an authorization of the treasury's.
+fn paid_out(withdrawal: &Payment) -> String {
+    format!("0x{}", hex::encode(withdrawal.authorization.transfer_call(&withdrawal.signature)))
+}
+
+/// Whether it has come in.
+fn is_in(payment: &Payment) -> bool {
+    payment.kind == Kind::Authorization && payment.state == State::Finalized
 }
 
 fn reaches(from: State, to: State, steps: u32) -> bool {
