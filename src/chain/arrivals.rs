@@ -1,6 +1,6 @@
 //! What has arrived at an address for good: transfers in final blocks that enough endpoints show alike.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use alloy::primitives::B256;
 use alloy::rpc::types::{Filter, Log};
@@ -18,7 +18,7 @@ use crate::money::MicroUsdc;
 const SENDERS_AT_ONCE: usize = 50;
 
 /// A transfer to us.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Arrival {
     pub from: Wallet,
     pub value: MicroUsdc,
@@ -38,7 +38,7 @@ pub struct Arrivals {
 
 struct Answer<'a> {
     endpoint: &'a Endpoint,
-    arrivals: Vec<Arrival>,
+    arrivals: HashSet<Arrival>,
 }
 
 impl Chain {
@@ -75,7 +75,7 @@ impl Chain {
         let to_block = (*tip).min(from_block.saturating_add(most_blocks.saturating_sub(1)));
         let asked = past.iter().filter(|(tip, _)| *tip >= to_block).map(|(_, endpoint)| async move {
             let arrivals = endpoint.arrivals(self.asset, receiver, from_block, to_block).await?;
-            Ok::<_, ChainError>(Answer { endpoint, arrivals })
+            Ok::<_, ChainError>(Answer { endpoint, arrivals: arrivals.into_iter().collect() })
         });
         let mut answers = Vec::new();
         let mut failed = none_reached();
@@ -102,10 +102,8 @@ fn too_few(answers: usize, needed: usize, failed: ChainError) -> ChainError {
 fn agree(answers: &[Answer<'_>], needed: usize, to_block: u64) -> Arrivals {
     let mut agreed: Vec<Arrival> = Vec::new();
     let mut searched_to = to_block.saturating_add(1);
-    for arrival in answers.iter().flat_map(|answer| &answer.arrivals) {
-        if agreed.contains(arrival) {
-            continue;
-        }
+    let seen: HashSet<&Arrival> = answers.iter().flat_map(|answer| &answer.arrivals).collect();
+    for arrival in seen {
         let (alike, against): (Vec<_>, Vec<_>) =
             answers.iter().partition(|answer| answer.arrivals.contains(arrival));
         if alike.len() >= needed {
@@ -113,6 +111,9 @@ fn agree(answers: &[Answer<'_>], needed: usize, to_block: u64) -> Arrivals {
             if needed > 1 {
                 against.iter().for_each(|other| other.endpoint.distrust());
             }
+        } else if needed > 1 && against.len() >= needed {
+            // Made up: those who are enough to be believed have searched its block, too.
+            alike.iter().for_each(|other| other.endpoint.distrust());
         } else {
             tracing::error!(
                 tx = %arrival.found.tx_hash, block = arrival.found.block_number,

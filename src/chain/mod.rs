@@ -109,7 +109,7 @@ pub struct FinalBalance {
 }
 
 /// A transfer by authorization, as the chain's logs have it.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct FoundTransfer {
     pub tx_hash: B256,
     pub block_number: u64,
@@ -394,6 +394,20 @@ impl Chain {
         self.ask(|rpc| {
             let call = call.clone();
             async move { rpc.call(call).block(pending).await }
+        })
+        .await
+        .map(drop)
+    }
+
+    /// Runs a plain transfer out of the treasury without sending it, on the pending block: whether the token would
+    /// carry an authorization of it out, without one that anybody could keep.
+    pub async fn simulate_payout(&self, authorization: &Authorization) -> Result<(), ChainError> {
+        let Authorization { from, to, value, .. } = authorization;
+        let transfer = usdc::transferCall { to: to.0, value: *value };
+        let call = self.token_call(transfer.abi_encode().into()).from(from.0);
+        self.ask(|rpc| {
+            let call = call.clone();
+            async move { rpc.call(call).block(BlockId::pending()).await }
         })
         .await
         .map(drop)

@@ -3,6 +3,7 @@
 //! One endpoint may lie or lag, so where several are configured each is asked, and money is only
 //! believed in when two have the same log.
 
+use alloy::eips::BlockId;
 use alloy::primitives::U256;
 use alloy::providers::Provider as _;
 use alloy::rpc::types::{Filter, Log};
@@ -58,7 +59,8 @@ impl Sighting {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct View {
     pub sighting: Sighting,
-    /// The lowest of their newest blocks.
+    /// The lowest of the numbers of their newest blocks, and the earliest of their times: none of them alone can
+    /// bring forward what is waited for.
     pub tip: Block,
     /// How many answered.
     pub answers: usize,
@@ -100,7 +102,7 @@ impl Chain {
                 Err(error) => failed = error,
             }
         }
-        let Some(tip) = answers.iter().map(|answer| answer.tip).min_by_key(|tip| tip.number) else {
+        let Some(tip) = answers.iter().map(|answer| answer.tip).reduce(earliest) else {
             return Err(failed);
         };
         let configured = self.endpoints.configured();
@@ -151,6 +153,10 @@ impl Chain {
         }
         Err(failed)
     }
+}
+
+fn earliest(one: Block, other: Block) -> Block {
+    Block { number: one.number.min(other.number), timestamp: one.timestamp.min(other.timestamp) }
 }
 
 fn compare(answers: &[Answer<'_>], configured: usize) -> Sighting {
@@ -226,10 +232,23 @@ impl Endpoint {
                 }
                 // Each provider has a limit of its own, down to ten blocks.
                 Err(ChainError::Refused(_)) if blocks > 1 => blocks /= 2,
+                // More in one block than it has an answer for, which anybody can bring about.
+                Err(ChainError::Refused(_)) => {
+                    logs.extend(self.logs_by_receipts(&filter, start).await?);
+                    start = end.saturating_add(1);
+                }
                 Err(error) => return Err(error),
             }
         }
         Ok(logs)
+    }
+
+    /// The same logs of one block, from its receipts, which have no such limit.
+    async fn logs_by_receipts(&self, filter: &Filter, block: u64) -> Result<Vec<Log>, ChainError> {
+        let receipts = self.call(self.rpc.get_block_receipts(BlockId::number(block))).await?;
+        let receipts = receipts.ok_or_else(|| ChainError::Nonsense(format!("there is no block {block}")))?;
+        let logs = receipts.iter().flat_map(|receipt| receipt.inner.logs());
+        Ok(logs.filter(|log| filter.rpc_matches(log) && !log.removed).cloned().collect())
     }
 }
 

@@ -14,6 +14,7 @@ pub mod usdc {
         function DOMAIN_SEPARATOR() external view returns (bytes32);
         function balanceOf(address account) external view returns (uint256);
         function authorizationState(address authorizer, bytes32 nonce) external view returns (bool);
+        function transfer(address to, uint256 value) external returns (bool);
         function transferWithAuthorization(
             address from, address to, uint256 value, uint256 validAfter, uint256 validBefore,
             bytes32 nonce, bytes signature

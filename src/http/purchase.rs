@@ -276,8 +276,8 @@ fn pending(app: &App, payment: &Payment) -> Response {
 }
 
 pub fn payment_already_used() -> ApiError {
-    let message = "this payment was made for another request, or for a top-up: what it left is its wallet's \
-                   balance; sign in to spend it (POST /v1/auth/keys), or sign a new payment";
+    let message = "this payment was made for another request, or for a top-up, or before it was sent here: what it left \
+                   is its wallet's balance; sign in to spend it (POST /v1/auth/keys), or sign a new payment";
     ApiError::new(StatusCode::PAYMENT_REQUIRED, "payment_already_used", message)
 }
 

@@ -76,12 +76,20 @@ impl Payments {
         let mut tx = self.0.db.begin().await?;
         store::begin_deposits(&mut tx, chain_id, asset, receiver, first).await?;
         tx.commit().await?;
-        tracing::info!(%receiver, block = first, "the search for deposits begins");
-        Ok(DepositCursor { first_block: first, next_block: first })
+        // Another node may have been first, and have begun elsewhere.
+        let cursor = store::deposit_cursor(&self.0.db, chain_id, asset, receiver).await?;
+        let cursor = cursor.ok_or(PaymentError::Unavailable("the search was not begun".into()))?;
+        tracing::info!(%receiver, block = cursor.first_block, "the search for deposits begins");
+        Ok(cursor)
     }
 
     /// Writes down what arrived, unless the journal has it.
     async fn note_arrival(&self, arrival: &Arrival) -> Result<(), PaymentError> {
+        // Most of what is searched again is here already. Where an endpoint keeps an authorization's log from us, its
+        // payment may be credited already.
+        if store::is_placed(&self.0.db, self.chain_id(), &arrival.found).await? {
+            return Ok(());
+        }
         let nonce = match arrival.nonce {
             None => own_nonce(&arrival.found),
             Some(nonce) => {
@@ -120,12 +128,17 @@ impl Payments {
             found: Some(&arrival.found),
         };
         let mut tx = self.0.db.begin().await?;
-        // Where an endpoint keeps an authorization's log from us, its payment may be credited already.
-        if store::is_credited(&mut tx, new.chain_id, &arrival.found).await? {
-            return Ok(());
-        }
-        // What was searched before is here already. Not committed, its number is not used up.
-        let Some(id) = store::insert(&mut tx, &new, self.0.clock.now()).await? else { return Ok(()) };
+        // Not committed, its number is not used up.
+        let id = match store::insert(&mut tx, &new, self.0.clock.now()).await {
+            Ok(Some(id)) => id,
+            Ok(None) => return Ok(()),
+            // Its place is that of a payment under way. One transfer is not to hold up the search for all others.
+            Err(error) if error.is_unique_violation() => {
+                tracing::error!(tx = %arrival.found.tx_hash, %error, "a transfer is in the journal as another");
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
         tx.commit().await?;
         failpoint::reached("deposit_noted");
         tracing::info!(

@@ -214,7 +214,7 @@ pub enum PaymentError {
     #[error("the authorised value is outside of what is taken")]
     OutOfBounds,
     /// One payment buys one request, and this one was made for another, or for a top-up.
-    #[error("this payment was made for another request")]
+    #[error("this payment was made for another request, or for none")]
     MadeForAnother,
     /// The payer has given this payment a name that another payment of its has, for something else.
     #[error("this payment identifier was sent with another request before")]

@@ -357,11 +357,13 @@ impl Payments {
     /// Credits a transfer that is deep enough, seen by enough, and within the wallet's ceiling; or ends a
     /// withdrawal.
     async fn confirm(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        // What leaves a balance waits for finality, and meanwhile for nothing but that its block stays.
+        if payment.kind == Kind::Withdrawal && self.is_in_a_block_that_stands(payment).await? {
+            return Ok(Step::Wait);
+        }
         let view = self.sight(payment, Depth::Head).await?;
         let found = match &view.sighting {
-            Sighting::Nowhere => {
-                return self.advance(payment, State::Broadcast, Some("the block it was in is gone")).await;
-            }
+            Sighting::Nowhere => return self.displace(payment).await,
             Sighting::Disputed(_) => return Ok(Step::Wait),
             Sighting::Agreed(found) | Sighting::Alone(found) => found,
         };
@@ -380,6 +382,30 @@ impl Payments {
             return self.settle_withdrawal(payment, found).await;
         }
         self.credit(payment, found, is_final).await
+    }
+
+    /// Whether a payment is where it was seen, in a block that is not final yet.
+    async fn is_in_a_block_that_stands(&self, payment: &Payment) -> Result<bool, PaymentError> {
+        let Some(block) = payment.block_number.and_then(|block| u64::try_from(block).ok()) else {
+            return Ok(false);
+        };
+        if block <= self.0.chain.finalized().await?.number {
+            return Ok(false);
+        }
+        let hash = self.0.chain.block_hash(block).await?;
+        Ok(hash.map(|hash| store::hex_of(hash.as_slice())) == payment.block_hash)
+    }
+
+    /// A transfer whose block is gone may come again elsewhere.
+    async fn displace(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        let (why, now) = (Some("the block it was in is gone"), self.0.clock.now());
+        let mut tx = self.0.db.begin().await?;
+        if store::advance(&mut tx, payment.id, State::Mined, State::Broadcast, why, now).await? {
+            store::displace(&mut tx, payment.id).await?;
+        }
+        tx.commit().await?;
+        tracing::info!(payment = payment.id, "the block that a payment was in is gone");
+        Ok(Step::Moved)
     }
 
     /// Credits a payment, unless that would put its wallet above the ceiling.

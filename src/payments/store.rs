@@ -289,6 +289,16 @@ pub async fn locate(tx: &mut DbTx, id: i64, found: &FoundTransfer) -> Result<(),
     .map(drop)
 }
 
+/// Notes that the block which a payment's transfer was in is gone: its place may be another's.
+pub async fn displace(tx: &mut DbTx, id: i64) -> Result<(), DbError> {
+    tx.execute(
+        "UPDATE payments SET tx_hash = NULL, block_number = NULL, block_hash = NULL, log_index = NULL WHERE id = $1",
+        args![id],
+    )
+    .await
+    .map(drop)
+}
+
 /// Of a wallet's payments, what is credited and not final yet.
 pub async fn unfinalized_value(tx: &mut DbTx, wallet: Wallet) -> Result<MicroUsdc, DbError> {
     let row = tx
@@ -591,12 +601,12 @@ pub async fn claimable(
     rows.iter().map(read).collect()
 }
 
-/// Whether a transfer is credited, as whatever payment.
-pub async fn is_credited(tx: &mut DbTx, chain_id: i64, found: &FoundTransfer) -> Result<bool, DbError> {
-    let row = tx
+/// Whether a transfer is some payment's for good: credited, or a deposit in suspense.
+pub async fn is_placed(db: &Db, chain_id: i64, found: &FoundTransfer) -> Result<bool, DbError> {
+    let row = db
         .row(
             "SELECT id FROM payments WHERE chain_id = $1 AND tx_hash = $2 AND log_index = $3
-             AND state IN ('credited', 'finalized')",
+             AND (state IN ('credited', 'finalized') OR kind = 'deposit')",
             args![chain_id, hex_of(found.tx_hash.as_slice()), number(found.log_index)?],
         )
         .await?;
@@ -683,6 +693,12 @@ pub async fn withdrawals_of(
     rows.iter().map(read).collect()
 }
 
+/// A wallet's withdrawal by the nonce of its authorization.
+pub async fn find_withdrawal(db: &Db, wallet: Wallet, nonce: B256) -> Result<Option<Payment>, DbError> {
+    let sql = "SELECT * FROM payments WHERE to_wallet = $1 AND nonce = $2 AND kind = 'withdrawal'";
+    db.row(sql, args![wallet, hex_of(nonce.as_slice())]).await?.as_ref().map(read).transpose()
+}
+
 /// How many withdrawals of a wallet no block holds yet.
 pub async fn unsent_withdrawals(tx: &mut DbTx, wallet: Wallet) -> Result<i64, DbError> {
     let sql = "SELECT COUNT(*) AS n FROM payments WHERE to_wallet = $1 AND kind = 'withdrawal'
@@ -709,8 +725,9 @@ pub struct Withdrawn {
     pub all: MicroUsdc,
     /// Of these a wallet's.
     pub wallet: MicroUsdc,
-    /// When the first of all was asked for.
+    /// When the first of all was asked for, and of the wallet's.
     pub first_at: Timestamp,
+    pub wallet_first_at: Timestamp,
 }
 
 pub async fn withdrawn_since(tx: &mut DbTx, wallet: Wallet, since: Timestamp) -> Result<Withdrawn, DbError> {
@@ -718,14 +735,21 @@ pub async fn withdrawn_since(tx: &mut DbTx, wallet: Wallet, since: Timestamp) ->
         .row(
             "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value,
                     CAST(COALESCE(SUM(CASE WHEN to_wallet = $1 THEN value_micro ELSE 0 END), 0) AS BIGINT) AS own,
-                    CAST(COALESCE(MIN(created_at_ms), $2) AS BIGINT) AS first_at_ms
+                    CAST(COALESCE(MIN(created_at_ms), $2) AS BIGINT) AS first_at_ms,
+                    CAST(COALESCE(MIN(CASE WHEN to_wallet = $1 THEN created_at_ms END), $2) AS BIGINT)
+                    AS own_first_at_ms
              FROM payments
              WHERE kind = 'withdrawal' AND created_at_ms > $2 AND state NOT IN ('expired', 'cancelled')",
             args![wallet, since],
         )
         .await?
         .ok_or_else(|| DbError::Corrupt("no sum".into()))?;
-    Ok(Withdrawn { all: row.micro("value")?, wallet: row.micro("own")?, first_at: row.time("first_at_ms")? })
+    Ok(Withdrawn {
+        all: row.micro("value")?,
+        wallet: row.micro("own")?,
+        first_at: row.time("first_at_ms")?,
+        wallet_first_at: row.time("own_first_at_ms")?,
+    })
 }
 
 /// How many withdrawals have not ended, and what they lock.

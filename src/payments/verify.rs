@@ -140,6 +140,8 @@ impl Payments {
             },
             Err(other) => return Err(other.into()),
         };
+        // Who sends what is in the chain already may have read it there: it is its payer's, and buys nothing.
+        let is_public = state == State::Broadcast && request_hash.is_some();
         let new = NewPayment {
             kind: Kind::Authorization,
             chain_id: self.chain_id(),
@@ -147,7 +149,7 @@ impl Payments {
             authorization: &payload.authorization,
             value,
             signature: &payload.signature,
-            request_hash,
+            request_hash: request_hash.filter(|_| !is_public),
             // One that is here already is nobody's stand-in.
             identifier: payload.identifier.as_deref().filter(|_| state == State::Verified),
             state,
@@ -155,6 +157,10 @@ impl Payments {
             found: None,
         };
         match self.write_down(payload, &new).await? {
+            WrittenDown::As(id) if is_public => {
+                drop(self.drive(id));
+                Err(PaymentError::MadeForAnother)
+            }
             WrittenDown::As(id) => Ok(id),
             WrittenDown::Named(first) => {
                 same_request(payload, &first, request_hash)?;

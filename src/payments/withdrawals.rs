@@ -111,9 +111,12 @@ impl Payments {
 
     /// Locks what is asked for and writes it down, unless it is known. Nothing is sent yet.
     ///
-    /// Preconditions, in this order: withdrawals are on; the chain is known; the amount is not too small; it is
-    /// withdrawable; the token would carry it out; the treasury has it; and, with the wallet's row taken, once
-    /// more that it is withdrawable, and within the caps.
+    /// Preconditions, in this order: withdrawals are on; the chain is known; the amount is not too small; the wallet
+    /// is neither frozen nor in debt, and the amount withdrawable; the token would carry it out; the treasury has
+    /// it; and, with the wallet's row taken, once more that it is withdrawable, and within the caps.
+    ///
+    /// A signature of the treasury's is money to whoever reads it. No endpoint of the chain's is shown one before
+    /// what it takes is locked.
     pub async fn accept_withdrawal(
         &self,
         wallet: Wallet,
@@ -123,8 +126,8 @@ impl Payments {
         if !self.pays_out() {
             return Err(WithdrawalError::Off);
         }
-        let nonce = self.nonce_of(wallet, name);
-        if let Some(known) = self.known_withdrawal(nonce, amount).await? {
+        let nonce = nonce_of(wallet, name);
+        if let Some(known) = self.known_withdrawal(wallet, nonce, amount).await? {
             return Ok(known);
         }
         let refusal = match self.ask(wallet, amount, nonce).await {
@@ -138,7 +141,7 @@ impl Payments {
             Err(refusal) => refusal,
         };
         // It was asked for twice, and the other was quicker: then this one is refused for what that one took.
-        self.known_withdrawal(nonce, amount).await?.ok_or(refusal)
+        self.known_withdrawal(wallet, nonce, amount).await?.ok_or(refusal)
     }
 
     /// Writes a withdrawal down that is not known yet; `None` if by then it is.
@@ -159,21 +162,25 @@ impl Payments {
             return Err(WithdrawalError::Refused("the treasury cannot pay itself".into()));
         }
         // Asked again below; what cannot be is not to cost calls to the chain.
+        self.check_standing(wallet).await?;
         let withdrawable = self.withdrawable(wallet).await?;
         if withdrawable < amount {
             return Err(WithdrawalError::NotWithdrawable { withdrawable });
         }
         let _place = self.place_to_verify().await?;
+        let treasury = self.0.config.pay_to;
         let authorization = self.authorize(wallet, amount, nonce)?;
-        let signature = self.0.chain.sign_authorization(&authorization)?;
         let head = self.0.chain.head().await?.number;
-        let held = self.0.chain.pending_balance(self.0.config.pay_to).await?;
-        match self.0.chain.simulate(&authorization, &signature).await {
+        let held = self.0.chain.pending_balance(treasury).await?;
+        if self.0.chain.is_nonce_used(treasury, nonce).await? {
+            let why = "what was asked for under this name was paid, or called off, and is in no journal here";
+            return Err(WithdrawalError::Refused(why.into()));
+        }
+        match self.0.chain.simulate_payout(&authorization).await {
             Ok(()) => {}
             // Read again: what has left in between is why.
             Err(ChainError::Reverted(why)) => {
-                let is_short =
-                    self.0.chain.pending_balance(self.0.config.pay_to).await? < authorization.value;
+                let is_short = self.0.chain.pending_balance(treasury).await? < authorization.value;
                 return Err(if is_short {
                     WithdrawalError::TreasuryShort
                 } else {
@@ -182,6 +189,7 @@ impl Payments {
             }
             Err(other) => return Err(other.into()),
         }
+        let signature = self.0.chain.sign_authorization(&authorization)?;
         let seen_block = i64::try_from(head.saturating_sub(HEAD_MARGIN_BLOCKS));
         let new = NewPayment {
             kind: Kind::Withdrawal,
@@ -203,20 +211,24 @@ impl Payments {
     /// The withdrawal of a name, if there is one, which must be of the same amount.
     async fn known_withdrawal(
         &self,
+        wallet: Wallet,
         nonce: B256,
         amount: MicroUsdc,
     ) -> Result<Option<Payment>, WithdrawalError> {
-        let treasury = self.0.config.pay_to;
-        let known = store::find(&self.0.db, self.chain_id(), self.asset(), treasury, nonce).await?;
-        match known {
+        // Whichever treasury it is paid from.
+        match store::find_withdrawal(&self.0.db, wallet, nonce).await? {
             Some(known) if known.value != amount => Err(WithdrawalError::NameReused),
             known => Ok(known),
         }
     }
 
-    /// The same for the same wallet and name, for ever and on every node.
-    fn nonce_of(&self, wallet: Wallet, name: &str) -> B256 {
-        keccak256([b"farebox withdrawal".as_slice(), wallet.0.as_slice(), name.as_bytes()].concat())
+    /// That a wallet may take anything out at all.
+    async fn check_standing(&self, wallet: Wallet) -> Result<(), WithdrawalError> {
+        if let Some(reason) = self.0.ledger.frozen(wallet).await? {
+            return Err(LedgerError::Frozen(reason).into());
+        }
+        let debt = self.0.ledger.balance(wallet).await?.debt;
+        if debt > MicroUsdc::ZERO { Err(WithdrawalError::InDebt(debt)) } else { Ok(()) }
     }
 
     fn authorize(
@@ -277,12 +289,12 @@ impl Payments {
         let config = &self.0.config.withdrawals;
         let day = store::withdrawn_since(tx, wallet, now.plus_seconds(-DAY_SECONDS)).await?;
         let caps = [
-            (config.wallet_daily, day.wallet, "by a wallet"),
-            (config.daily, day.all, "by all wallets together"),
+            (config.wallet_daily, day.wallet, day.wallet_first_at, "by a wallet"),
+            (config.daily, day.all, day.first_at, "by all wallets together"),
         ];
-        for (cap, withdrawn, whose) in caps {
+        for (cap, withdrawn, first_at, whose) in caps {
             if cap > MicroUsdc::ZERO && withdrawn > cap {
-                let retry_after_s = day.first_at.plus_seconds(DAY_SECONDS).seconds() - now.seconds();
+                let retry_after_s = first_at.plus_seconds(DAY_SECONDS).seconds() - now.seconds();
                 return Err(WithdrawalError::DailyCap { cap, whose, retry_after_s: retry_after_s.max(1) });
             }
         }
@@ -372,6 +384,11 @@ impl Payments {
         );
         Ok(Step::Moved)
     }
+}
+
+/// The same for the same wallet and name, for ever and on every node.
+fn nonce_of(wallet: Wallet, name: &str) -> B256 {
+    keccak256([b"farebox withdrawal".as_slice(), wallet.0.as_slice(), name.as_bytes()].concat())
 }
 
 /// Of what is available, what cannot be undone any more.

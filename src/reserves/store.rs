@@ -28,7 +28,8 @@ pub async fn credited_since(tx: &mut DbTx, holdings: &Holdings) -> Result<MicroU
     let row = tx
         .row(
             "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
-             WHERE state IN ('credited', 'finalized') AND block_number > $1 AND chain_id = $2 AND asset = $3",
+             WHERE state IN ('credited', 'finalized') AND kind <> 'withdrawal' AND block_number > $1
+             AND chain_id = $2 AND asset = $3",
             args![holdings.block_number, int(holdings.chain_id)?, holdings.asset],
         )
         .await?;

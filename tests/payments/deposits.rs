@@ -249,6 +249,32 @@ async fn a_payload_that_comes_after_its_transfer_is_the_deposit() {
     .await;
 }
 
+/// Until it is final it is in no journal, and anybody can read it off the chain.
+#[tokio::test]
+async fn a_payload_that_is_in_the_chain_already_buys_nothing_and_is_its_payers() {
+    each(async |bench| {
+        for node in [bench.node().await, bench.watcher().await] {
+            let payer = bench.payer(FIVE_USD).await;
+            let public = payload(&bench.authorization(&payer));
+            bench.front_run(&public).await;
+            for _ in 0..2 {
+                let known = node.payments.recognise(&public, Some("a request")).await;
+                let bought = match known {
+                    Ok(known) => node.payments.pay_for(&public, "a request", known).await,
+                    Err(refusal) => Err(refusal),
+                };
+                assert!(matches!(bought, Err(PaymentError::MadeForAnother)), "{bought:?}");
+            }
+            assert_eq!(node.until(&payer, State::Credited).await.request_hash, None);
+            bench.finalize_deposits(&node).await;
+            assert_eq!((node.balance_of(&payer).await, bench.deposits().await), (5_000_000, 0));
+        }
+        let node = bench.node().await;
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_nonce_that_was_used_for_another_transfer_than_the_one_sent_to_us_is_a_deposit() {
     each(async |bench| {
@@ -390,6 +416,57 @@ async fn a_long_outage_is_made_up_for_within_a_providers_limits() {
     .await;
 }
 
+fn asks_for_transfers(params: &Value) -> bool {
+    params[0]["topics"]
+        .to_string()
+        .contains("0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef")
+}
+
+/// Anybody can fill a block with more transfers than a provider has an answer for.
+#[tokio::test]
+async fn a_block_whose_transfers_are_refused_is_searched_by_its_receipts() {
+    each(async |bench| {
+        let rpc = FaultyRpc::start(&bench.chain.url).await;
+        let node = bench.watcher_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
+        let wallets = [bench.known(FIVE_USD).await, bench.known(FIVE_USD).await];
+        rpc.break_methods(&[("eth_getLogs", Fault::Refused(asks_for_transfers))]);
+        for wallet in &wallets {
+            bench.deposit(wallet.address(), FIVE_USD).await;
+            bench.transfer(MINTER, STRANGER, 0).await;
+        }
+        bench.finalize_deposits(&node).await;
+        assert_eq!(bench.deposits().await, 2);
+        for wallet in &wallets {
+            assert_eq!(node.balance_of(wallet).await, 5_000_000);
+        }
+        assert!(rpc.heard().contains("eth_getBlockReceipts"));
+        rpc.mend();
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
+/// An endpoint may show an authorization's log at one time, and not at another.
+#[tokio::test]
+async fn a_transfer_that_is_seen_otherwise_than_before_holds_nobody_up() {
+    each(async |bench| {
+        let node = bench.watcher().await;
+        let stranger = bench.payer(FIVE_USD).await;
+        bench.front_run(&payload(&bench.authorization(&stranger))).await;
+        bench.finalize_deposits(&node).await;
+        let other = "UPDATE payments SET nonce = '0x00000000000000000000000000000000000000000000000000000000000000aa'";
+        assert_eq!(bench.books.sql(other).await.unwrap(), 1);
+        let wallet = bench.known(FIVE_USD).await;
+        bench.deposit(wallet.address(), FIVE_USD).await;
+        bench.finalize_deposits(&node).await;
+        assert_eq!((node.balance_of(&wallet).await, bench.deposits().await), (5_000_000, 2));
+        bench.know(stranger.address()).await;
+        node.payments.look_for_deposits().await.unwrap();
+        assert_eq!(node.balance_of(&stranger).await, 5_000_000);
+    })
+    .await;
+}
+
 /// A transfer to the treasury in block 3, by a wallet that is known.
 fn invented_deposit(params: &Value, _: Value) -> Value {
     let topics = &params[0]["topics"];
@@ -464,6 +541,24 @@ async fn no_deposit_rests_on_one_endpoint_of_two() {
         })
         .await;
         assert_eq!((bench.deposits().await, node.balance_at(LIARS_FRIEND).await), (1, 0));
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn of_three_endpoints_the_one_that_invents_a_deposit_is_put_aside() {
+    each(async |bench| {
+        let liar = FaultyRpc::start(&bench.chain.url).await;
+        let urls = [&liar.url, &bench.chain.url, &bench.chain.url].map(|url| url.parse().unwrap());
+        let node = bench.watcher_with(|config| config.rpc_urls = urls.to_vec()).await;
+        bench.know(LIARS_FRIEND).await;
+        let wallet = bench.known(FIVE_USD).await;
+        bench.deposit(wallet.address(), FIVE_USD).await;
+        liar.break_methods(&[("eth_getLogs", Fault::Lie(invented_deposit))]);
+        bench.finalize_deposits(&node).await;
+        assert_eq!((node.balance_of(&wallet).await, node.balance_at(LIARS_FRIEND).await), (5_000_000, 0));
+        // The audit asks one endpoint for logs, and no longer this one.
         bench.assert_reconciled(&node).await;
     })
     .await;

@@ -35,6 +35,7 @@ struct Relay {
     upstream: String,
     http: reqwest::Client,
     faults: Arc<Mutex<HashMap<String, Fault>>>,
+    heard: Arc<Mutex<String>>,
     /// Calls that are held back now.
     waiting: watch::Sender<usize>,
 }
@@ -42,25 +43,27 @@ struct Relay {
 pub struct FaultyRpc {
     pub url: String,
     faults: Arc<Mutex<HashMap<String, Fault>>>,
+    heard: Arc<Mutex<String>>,
     waiting: watch::Sender<usize>,
     server: JoinHandle<()>,
 }
 
 impl FaultyRpc {
     pub async fn start(upstream: &str) -> Self {
-        let faults = Arc::default();
+        let (faults, heard) = (Arc::default(), Arc::default());
         let waiting = watch::Sender::new(0);
         let relay = Relay {
             upstream: upstream.to_owned(),
             http: http_client(),
             faults: Arc::clone(&faults),
+            heard: Arc::clone(&heard),
             waiting: waiting.clone(),
         };
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(relayed).with_state(relay);
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-        Self { url, faults, waiting, server }
+        Self { url, faults, heard, waiting, server }
     }
 
     /// Makes every call of these methods fail from now on.
@@ -72,6 +75,11 @@ impl FaultyRpc {
     pub fn mend(&self) {
         self.faults.lock().unwrap().clear();
         self.waiting.send_replace(0);
+    }
+
+    /// All that it was told.
+    pub fn heard(&self) -> String {
+        self.heard.lock().unwrap().clone()
     }
 
     /// Waits until a call is held back.
@@ -88,6 +96,7 @@ impl Drop for FaultyRpc {
 }
 
 async fn relayed(State(relay): State<Relay>, body: Bytes) -> (StatusCode, Bytes) {
+    relay.heard.lock().unwrap().push_str(std::str::from_utf8(&body).unwrap());
     let call: Value = serde_json::from_slice(&body).unwrap();
     let method = call["method"].as_str().unwrap();
     let fault = relay.faults.lock().unwrap().get(method).copied();

@@ -135,6 +135,40 @@ async fn a_payment_has_not_failed_because_one_of_two_endpoints_says_so() {
     .await;
 }
 
+/// A final block before all others', of a time after theirs.
+fn behind_and_far_ahead(params: &Value, mut block: Value) -> Value {
+    let number =
+        |hex: &Value| u64::from_str_radix(hex.as_str().unwrap().trim_start_matches("0x"), 16).unwrap();
+    if params[0] == "finalized" {
+        block["number"] = json!(format!("{:#x}", number(&block["number"]) - 1));
+        block["timestamp"] = json!(format!("{:#x}", number(&block["timestamp"]) + 86_400));
+    }
+    block
+}
+
+#[tokio::test]
+async fn no_time_is_over_because_one_of_two_endpoints_says_so() {
+    each(async |bench| {
+        let (liar, _honest, node) = with_two(bench).await;
+        let payer = bench.payer(FIVE_USD).await;
+        let mut authorization = bench.authorization(&payer);
+        authorization.valid_before = (unix_seconds() + 600).to_string();
+        let payload = payload(&authorization);
+        bench.chain.mine(3).await;
+        bench.chain.set_automine(false).await;
+        node.pay_and_leave(&payload).await;
+        node.until(&payer, State::Broadcast).await;
+        liar.break_methods(&[("eth_getBlockByNumber", Fault::Lie(behind_and_far_ahead))]);
+        let waited = tokio::time::timeout(SEVERAL_LOOKS, node.payments.pay(&payload, None)).await;
+        assert!(waited.is_err(), "{waited:?}");
+        assert_eq!(node.payment_of(&payer).await.unwrap().state, State::Broadcast);
+        bench.chain.set_automine(true).await;
+        bench.chain.mine(1).await;
+        assert_eq!(node.pay(&payload).await.state, State::Credited);
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_transfer_that_one_of_two_endpoints_withholds_waits_for_it() {
     each(async |bench| {

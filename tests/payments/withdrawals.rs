@@ -226,9 +226,11 @@ async fn only_what_is_final_free_and_the_wallets_own_can_leave() {
         node.ledger.end(&Ending::released(hold("req_open", wallet, 3_500_000), "test")).await.unwrap();
 
         node.ledger.freeze(wallet, Some("stolen".into())).await.unwrap();
-        assert!(node.withdraw(&saver, TWO, "a").await.is_err());
-        // Also where it is frozen after the first look.
+        let frozen = node.withdraw(&saver, TWO, "a").await;
+        assert!(matches!(frozen, Err(WithdrawalError::Ledger(LedgerError::Frozen(_)))), "{frozen:?}");
         till.books.sql("UPDATE wallets SET frozen_reason = NULL, debt_micro = 1").await.unwrap();
+        let in_debt = node.withdraw(&saver, TWO, "a").await;
+        assert!(matches!(in_debt, Err(WithdrawalError::InDebt(_))), "{in_debt:?}");
         assert_eq!(node.payments.withdrawable(wallet).await.unwrap(), MicroUsdc::ZERO);
         till.books.sql("UPDATE wallets SET debt_micro = 0").await.unwrap();
         assert_eq!(node.owned(&saver).await, (5_000_000, 0));
@@ -320,6 +322,10 @@ async fn a_days_withdrawals_are_bounded() {
             tokio::join!(nodes[0].withdraw(&savers[1], TWO, "a"), nodes[1].withdraw(&third, TWO, "a"));
         let (taken, refused) = if a.is_ok() { (a, b) } else { (b, a) };
         assert_eq!(cap_of(refused).0, 5_000_000);
+        // How long its own cap lasts, a wallet's own first withdrawal says.
+        let owner =
+            if taken.as_ref().unwrap().wallet() == Wallet(third.address()) { &third } else { &savers[1] };
+        assert_eq!(cap_of(node.withdraw(owner, TWO, "b").await), (3_000_000, 86_400));
         // What comes to nothing does not count; what was asked for a day ago does not either.
         assert_eq!(node.withdraw(&savers[0], TWO, "a").await.unwrap().id, first.id);
         till.until(node, &first, State::Finalized).await;
@@ -470,9 +476,99 @@ async fn a_database_that_has_forgotten_a_withdrawal_does_not_pay_it_again() {
         assert_eq!(restored.payments.check_chain().await, ChainHealth::Ok);
         till.chain.mint(till.treasury, FIVE_USD).await;
         let again = restored.withdraw(&saver, TWO, "rent").await;
-        assert!(matches!(&again, Err(WithdrawalError::Refused(why)) if why.contains("used")), "{again:?}");
+        assert!(
+            matches!(&again, Err(WithdrawalError::Refused(why)) if why.contains("was paid")),
+            "{again:?}"
+        );
         assert_eq!(till.paid_to(&saver).await, 2_000_000);
+        // And the audit tells of it, though the database knows of no withdrawal at all.
+        let chain = Some((restored.payments.chain().as_ref(), Wallet(till.treasury)));
+        let report = audit::run(&older.db, chain).await.unwrap();
+        let told =
+            |row: &audit::Row| row.verdict == Verdict::Warning && row.detail.contains("no withdrawal here");
+        assert!(report.0.iter().any(told), "{report}");
         older.discard().await;
+    })
+    .await;
+}
+
+/// A signature of the treasury's is money to whoever reads it.
+#[tokio::test]
+async fn no_endpoint_sees_a_signature_for_what_is_refused() {
+    // `transferWithAuthorization` with a signature, as the token's calls begin.
+    const CARRIED_OUT: &str = "cf092995";
+    each_till(async |till| {
+        let (saver, poor) = {
+            let node = till.payer_out().await;
+            (till.saver(&node, FIVE_USD).await, till.saver(&node, FIVE_USD).await)
+        };
+        let rpc = FaultyRpc::start(&till.chain.url).await;
+        let node = till
+            .payer_out_at(Clock::System, |config| {
+                config.rpc_urls = vec![rpc.url.parse().unwrap()];
+                config.withdrawals.wallet_daily = TWO;
+            })
+            .await;
+        till.chain.send(BLACKLISTER, USDC, &call(&blacklistCall { account: poor.address() })).await;
+        let refused = node.withdraw(&poor, TWO, "a").await;
+        assert!(
+            matches!(&refused, Err(WithdrawalError::Refused(why)) if why.contains("blacklist")),
+            "{refused:?}"
+        );
+        for name in ["a", "b"] {
+            let capped = node.withdraw(&saver, MicroUsdc::new(3_000_000), name).await;
+            assert!(matches!(capped, Err(WithdrawalError::DailyCap { .. })), "{capped:?}");
+        }
+        assert!(!rpc.heard().contains(CARRIED_OUT));
+        let taken = node.withdraw(&saver, TWO, "c").await.unwrap();
+        till.until(&node, &taken, State::Finalized).await;
+        assert!(rpc.heard().contains(CARRIED_OUT));
+        till.assert_squared(&node).await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_withdrawal_that_was_given_back_and_paid_is_found_by_the_audit() {
+    each_till(async |till| {
+        let node = till.payer_out().await;
+        let saver = till.saver(&node, FIVE_USD).await;
+        till.chain.set_automine(false).await;
+        let asked = node.withdraw(&saver, TWO, "rent").await.unwrap();
+        eventually("it is sent", async || {
+            let found = node.payments.withdrawal(asked.wallet(), asked.id).await.unwrap().unwrap();
+            (found.state == State::Broadcast).then_some(())
+        })
+        .await;
+        node.clone().crash().await;
+        // As if an endpoint had told that its time was over.
+        till.books.sql("UPDATE payments SET state = 'expired' WHERE kind = 'withdrawal'").await.unwrap();
+        till.books.sql("UPDATE wallets SET locked_micro = 0").await.unwrap();
+        till.chain.set_automine(true).await;
+        till.chain.mine(1).await;
+        assert_eq!(till.paid_to(&saver).await, 2_000_000);
+        let report = till.audit(&node).await;
+        let told = |row: &audit::Row| row.verdict == Verdict::Drift && row.detail.contains("given back");
+        assert!(report.0.iter().any(told), "{report}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_name_stays_taken_when_another_treasury_pays() {
+    each_till(async |till| {
+        let node = till.payer_out().await;
+        let saver = till.saver(&node, FIVE_USD).await;
+        let asked = node.withdraw(&saver, TWO, "rent").await.unwrap();
+        till.until(&node, &asked, State::Finalized).await;
+        let other = TestWallet::random();
+        let moved = till.payer_out_at(Clock::System, |config| {
+            config.pay_to = Wallet(other.address());
+            config.treasury_key = Some(other.private_key().into());
+        });
+        till.chain.mint(other.address(), FIVE_USD).await;
+        assert_eq!(moved.await.withdraw(&saver, TWO, "rent").await.unwrap().id, asked.id);
+        assert_eq!(till.paid_to(&saver).await, 2_000_000);
     })
     .await;
 }
