@@ -390,9 +390,16 @@ async fn one_that_cannot_be_reached_is_let_be_and_tried_again() {
     let answer = house.ask(ALONE).await;
     answer.error(503, "model_unavailable");
     assert_eq!(answer.number("retry-after"), 1);
-    // Nobody is asked to pay for it either.
+    // Nobody is asked to pay for it either: no stranger, and nobody who has too little and may have asked before.
     let unpaid = house.gateway.post("/v1/chat/completions").json(&ask(ALONE)).send().await;
     unpaid.error(503, "model_unavailable");
+    let pauper = house.gateway.customer("0").await;
+    for customer in [&pauper, &house.customer] {
+        let call = house.gateway.post("/v1/chat/completions").key(&customer.key);
+        let named = call.header("idempotency-key", "another").json(&ask(ALONE)).send().await;
+        named.error(503, "model_unavailable");
+        assert_eq!(named.number("retry-after"), 1);
+    }
     let again = named(&house).await.expect(200);
     assert_eq!((again.header("idempotent-replayed"), again.text()), (Some("true"), once.text()));
     // The second cannot be told of two choices, so that with the first away nobody can.

@@ -14,7 +14,7 @@ use crate::support::wallet::{SignedPayment, TestWallet};
 
 const OPERATIONS: &str = include_str!("../docs/OPERATIONS.md");
 
-const SQLITE_BACKUP: &str = "sqlite3 farebox.db \".backup copy.db\"\n";
+const SQLITE_BACKUP: &str = "sqlite3 farebox.db \"VACUUM INTO 'copy.db'\"\n";
 const SQLITE_RESTORE: &str = "rm -f farebox.db farebox.db-wal farebox.db-shm\ncp copy.db farebox.db\n";
 
 const POSTGRES_BACKUP: &str = "pg_dump --format=custom --file=copy.dump \"$FAREBOX_DATABASE_URL\"\n";

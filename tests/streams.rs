@@ -318,6 +318,17 @@ async fn a_stream_that_fails_before_any_output_costs_nothing() {
     assert_eq!(spent(&gateway, &customer).await, 0);
 }
 
+/// By then its client has the head of an answer, and only the stream itself can say so.
+#[tokio::test]
+async fn a_stream_that_comes_late_to_nothing_costs_nothing() {
+    let (gateway, upstream, customer) = scripted_with(|_| {}).await;
+    upstream.play(Script::stream().silence(Duration::from_secs(6)).done());
+    let mut stream = gateway.stream(&customer, &ask_stream("Hello")).await;
+    assert!(before_the_error(stream.rest().await).is_empty());
+    let receipt = ended(&gateway, &customer, &stream.id).await;
+    assert_eq!((&receipt["outcome"], &receipt["charged_usdc"]), (&json!("released"), &json!(0)));
+}
+
 #[tokio::test]
 async fn a_stream_of_the_published_server_cut_in_the_middle_ends_in_an_error() {
     let gateway = Gateway::usual().await;

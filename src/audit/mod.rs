@@ -56,6 +56,12 @@ impl Report {
         self.0.iter().any(|row| row.verdict == Verdict::Drift)
     }
 
+    /// Whether all credits were compared with the chain.
+    pub fn has_seen_the_chain(&self) -> bool {
+        let mut rows = self.0.iter().filter(|row| row.check == CREDITS_ON_CHAIN);
+        rows.all(|row| row.verdict != Verdict::Skipped)
+    }
+
     fn add(&mut self, check: &'static str, verdict: Verdict, detail: impl Into<String>) {
         self.0.push(Row { check, verdict, detail: detail.into() });
     }
@@ -102,7 +108,7 @@ pub async fn run(db: &Db, chain: Option<(&Chain, Wallet)>) -> Result<Report, DbE
             if let Err(error) = check_chain(chain, treasury, &moved, owed, &mut report).await {
                 report.add(CREDITS_ON_CHAIN, Verdict::Skipped, error.to_string());
             }
-            if let Err(error) = check_withdrawals(chain, treasury, &moved, &mut report).await {
+            if let Err(error) = check_withdrawals(chain, treasury, &moved, owed, &mut report).await {
                 report.add(WITHDRAWALS_ON_CHAIN, Verdict::Skipped, error.to_string());
             }
         }
@@ -236,6 +242,7 @@ async fn check_withdrawals(
     chain: &Chain,
     treasury: Wallet,
     moved: &Moved,
+    owed: MicroUsdc,
     report: &mut Report,
 ) -> Result<(), ChainError> {
     let head = chain.head().await?.number;
@@ -247,7 +254,13 @@ async fn check_withdrawals(
     }
     // Also where a restored database has forgotten that anything was ever paid out; but nothing can have been
     // before anything came in.
-    let Some(first) = moved.first_block() else { return Ok(()) };
+    let Some(first) = moved.first_block() else {
+        if chain.has_treasury_key() && owed > MicroUsdc::ZERO {
+            let detail = "nothing came in by the chain, so that there is no block to begin at";
+            report.add(WITHDRAWALS_ON_CHAIN, Verdict::Skipped, detail);
+        }
+        return Ok(());
+    };
     by_sender.entry(treasury).or_default();
     for (sender, withdrawals) in by_sender {
         let transfers = chain.transfers_from(sender, first, head).await?;

@@ -8,9 +8,9 @@ use alloy::sol_types::SolEvent as _;
 use futures_util::future::join_all;
 
 use crate::chain::endpoints::{Endpoint, none_reached};
-use crate::chain::sighting::{QUORUM, found, transfer_value};
+use crate::chain::sighting::{found, transfer_value};
 use crate::chain::token::usdc;
-use crate::chain::{Chain, ChainError, Depth, FoundTransfer, micro};
+use crate::chain::{Chain, ChainError, FoundTransfer, micro};
 use crate::id::Wallet;
 use crate::money::MicroUsdc;
 
@@ -53,27 +53,17 @@ impl Chain {
         from_block: u64,
         most_blocks: u64,
     ) -> Result<Option<Arrivals>, ChainError> {
-        let needed = self.endpoints.configured().min(QUORUM);
-        let endpoints = self.endpoints.trusted();
-        let tips = join_all(endpoints.iter().map(|endpoint| endpoint.tip(Depth::Finalized))).await;
-        let mut past = Vec::new();
-        let mut failed = none_reached();
-        for (endpoint, tip) in endpoints.into_iter().zip(tips) {
-            match tip {
-                Ok(tip) => past.push((tip.number, endpoint)),
-                Err(error) => failed = error,
-            }
-        }
-        past.sort_by_key(|(tip, _)| std::cmp::Reverse(*tip));
+        let needed = self.endpoints.needed();
+        let (tips, failed) = self.endpoints.final_tips().await;
         // So far enough of them say that it is final.
-        let Some((tip, _)) = needed.checked_sub(1).and_then(|last| past.get(last)) else {
-            return Err(too_few(past.len(), needed, failed));
+        let Some((tip, _)) = needed.checked_sub(1).and_then(|last| tips.get(last)) else {
+            return Err(too_few(tips.len(), needed, failed));
         };
-        if from_block > *tip {
+        if from_block > tip.number {
             return Ok(None);
         }
-        let to_block = (*tip).min(from_block.saturating_add(most_blocks.saturating_sub(1)));
-        let asked = past.iter().filter(|(tip, _)| *tip >= to_block).map(|(_, endpoint)| async move {
+        let to_block = tip.number.min(from_block.saturating_add(most_blocks.saturating_sub(1)));
+        let asked = tips.iter().filter(|(tip, _)| tip.number >= to_block).map(|(_, endpoint)| async move {
             let arrivals = endpoint.arrivals(self.asset, receiver, from_block, to_block).await?;
             Ok::<_, ChainError>(Answer { endpoint, arrivals: arrivals.into_iter().collect() })
         });
@@ -113,6 +103,8 @@ fn agree(answers: &[Answer<'_>], needed: usize, to_block: u64) -> Arrivals {
             }
         } else if needed > 1 && against.len() >= needed {
             // Made up: those who are enough to be believed have searched its block, too.
+            let (FoundTransfer { tx_hash, block_number, .. }, value) = (&arrival.found, arrival.value);
+            tracing::error!(%tx_hash, block_number, %value, "a deposit is not believed: two endpoints have not got it");
             alike.iter().for_each(|other| other.endpoint.distrust());
         } else {
             tracing::error!(

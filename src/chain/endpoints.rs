@@ -13,7 +13,7 @@ use alloy::transports::{RpcError, TransportErrorKind};
 use futures_util::future::join_all;
 use reqwest::Url;
 
-use crate::chain::sighting::Depth;
+use crate::chain::sighting::{Depth, QUORUM};
 use crate::chain::{Block, ChainError};
 use crate::clock::Clock;
 
@@ -88,6 +88,11 @@ impl Endpoints {
         self.all.len()
     }
 
+    /// How many must say the same for it to be believed.
+    pub fn needed(&self) -> usize {
+        self.configured().min(QUORUM)
+    }
+
     /// Those whose word counts now: the ones not put aside, or all while there is none.
     pub fn trusted(&self) -> Vec<&Endpoint> {
         let ready: Vec<_> = self.checked().filter(|endpoint| !endpoint.standing().is_aside()).collect();
@@ -145,8 +150,29 @@ impl Endpoints {
         lowest.ok_or(failed)
     }
 
+    /// The newest block that enough of them call final; where fewer answer, that all of those do.
     pub async fn finalized(&self) -> Result<Block, ChainError> {
-        self.first(|endpoint| endpoint.tip(Depth::Finalized)).await
+        let (tips, failed) = self.final_tips().await;
+        let enough = self.needed().min(tips.len());
+        let last = enough.checked_sub(1).and_then(|last| tips.get(last));
+        last.map(|(tip, _)| *tip).ok_or(failed)
+    }
+
+    /// What each of those whose word counts calls the newest final block, the newest first; and why one did not answer.
+    pub async fn final_tips(&self) -> (Vec<(Block, &Endpoint)>, ChainError) {
+        let asked = self.trusted().into_iter().map(|endpoint| async move {
+            let tip = endpoint.tip(Depth::Finalized).await;
+            (tip, endpoint)
+        });
+        let (mut tips, mut failed) = (Vec::new(), none_reached());
+        for (tip, endpoint) in join_all(asked).await {
+            match tip {
+                Ok(tip) => tips.push((tip, endpoint)),
+                Err(error) => failed = error,
+            }
+        }
+        tips.sort_by_key(|(tip, _)| std::cmp::Reverse(tip.number));
+        (tips, failed)
     }
 
     async fn first<'a, T, F>(&'a self, call: impl Fn(&'a Endpoint) -> F) -> Result<T, ChainError>
@@ -209,6 +235,7 @@ impl Endpoint {
             Ok(Err(RpcError::Transport(TransportErrorKind::HttpError(error)))) => {
                 format!("HTTP {}", error.status)
             }
+            Ok(Err(RpcError::DeserError { .. })) => "its answer is not what was asked for".into(),
             Ok(Err(_)) => "the connection failed".into(),
             Err(_) => format!("no answer within {} s", RPC_TIMEOUT.as_secs()),
         };

@@ -3,11 +3,12 @@
 //! One endpoint may lie or lag, so where several are configured each is asked, and money is only
 //! believed in when two have the same log.
 
-use alloy::eips::BlockId;
+use alloy::eips::BlockNumberOrTag;
 use alloy::primitives::U256;
 use alloy::providers::Provider as _;
 use alloy::rpc::types::{Filter, Log};
 use alloy::sol_types::SolEvent as _;
+use serde::Deserialize;
 
 use crate::chain::endpoints::{Endpoint, none_reached};
 use crate::chain::token::usdc;
@@ -68,6 +69,13 @@ pub struct View {
     pub is_quorate: bool,
 }
 
+/// What receipts of all types have. Those of a rollup are of more types than Ethereum's: every block of Base begins
+/// with one.
+#[derive(Debug, Deserialize)]
+struct LogsOfReceipt {
+    logs: Vec<Log>,
+}
+
 struct Answer<'a> {
     endpoint: &'a Endpoint,
     tip: Block,
@@ -105,9 +113,9 @@ impl Chain {
         let Some(tip) = answers.iter().map(|answer| answer.tip).reduce(earliest) else {
             return Err(failed);
         };
-        let configured = self.endpoints.configured();
-        let is_quorate = answers.len() >= configured.min(QUORUM);
-        Ok(View { sighting: compare(&answers, configured), tip, answers: answers.len(), is_quorate })
+        let sighting = compare(&answers, self.endpoints.configured());
+        let is_quorate = answers.len() >= self.endpoints.needed();
+        Ok(View { sighting, tip, answers: answers.len(), is_quorate })
     }
 
     /// Whether the token's logs say that the authorization's nonce was used, for whatever other
@@ -245,10 +253,12 @@ impl Endpoint {
 
     /// The same logs of one block, from its receipts, which have no such limit.
     async fn logs_by_receipts(&self, filter: &Filter, block: u64) -> Result<Vec<Log>, ChainError> {
-        let receipts = self.call(self.rpc.get_block_receipts(BlockId::number(block))).await?;
+        let params = (BlockNumberOrTag::Number(block),);
+        let asked = self.rpc.raw_request("eth_getBlockReceipts".into(), params);
+        let receipts: Option<Vec<LogsOfReceipt>> = self.call(asked).await?;
         let receipts = receipts.ok_or_else(|| ChainError::Nonsense(format!("there is no block {block}")))?;
-        let logs = receipts.iter().flat_map(|receipt| receipt.inner.logs());
-        Ok(logs.filter(|log| filter.rpc_matches(log) && !log.removed).cloned().collect())
+        let logs = receipts.into_iter().flat_map(|receipt| receipt.logs);
+        Ok(logs.filter(|log| filter.rpc_matches(log) && !log.removed).collect())
     }
 }
 

@@ -190,6 +190,10 @@ fn explain(
     error: MeteringError,
 ) -> ApiError {
     let MeteringError::Insufficient { required, available, affordable } = error else { return error.into() };
+    // No money would bring it about.
+    if let Some(unavailable) = &sale.unavailable {
+        return unavailable.clone().into();
+    }
     let missing = required.checked_sub(available).unwrap_or(required);
     let advice =
         match (request.limit_name(), affordable.and_then(|completion| request.limit_within(completion))) {

@@ -113,8 +113,6 @@ impl Reading {
             begun.add(passed);
             match end {
                 Some(End::Failed(error)) if !self.tap.delivered_anything() => return Err(error),
-                // An end to nothing at all is no answer.
-                Some(End::Complete) if self.is_empty() => return Err(UpstreamError::Nonsense),
                 None if !self.tap.delivered_anything() && begun.len() <= MAX_HELD_BACK_BYTES => {}
                 end => return Ok((begun.into_bytes(), end)),
             }
@@ -127,10 +125,15 @@ impl Reading {
 
     /// What the client gets of the next piece, and how the stream ended if it did.
     pub async fn next(&mut self) -> (Bytes, Option<End>) {
-        match self.answer.next().await {
+        let (passed, end) = match self.answer.next().await {
             Ok(Some(bytes)) => self.pass(&bytes),
             Ok(None) => self.pass_rest(),
             Err(error) => (Bytes::new(), Some(End::Failed(error))),
+        };
+        match end {
+            // An end to nothing at all is no answer.
+            Some(End::Complete) if self.is_empty() => (passed, Some(End::Failed(UpstreamError::Nonsense))),
+            end => (passed, end),
         }
     }
 

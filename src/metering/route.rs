@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -233,8 +234,9 @@ impl<'a> Attempts<'a> {
             self.used.push((attempt.index, attempt.turn));
             return Ok(attempt);
         }
-        let nobody = UpstreamError::Unavailable { retry_after: Default::default() };
-        Err(self.first_error.take().unwrap_or(nobody))
+        let nobody = || UpstreamError::Unavailable { retry_after: Duration::ZERO };
+        let unavailable = || self.quoted.check_available(now).err().unwrap_or_else(nobody);
+        Err(self.first_error.take().unwrap_or_else(unavailable))
     }
 
     fn find(&self, now: Moment) -> Option<Attempt<'a>> {

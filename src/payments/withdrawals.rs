@@ -176,6 +176,11 @@ impl Payments {
             let why = "what was asked for under this name was paid, or called off, and is in no journal here";
             return Err(WithdrawalError::Refused(why.into()));
         }
+        if self.0.chain.has_code(treasury).await? {
+            // The token then asks the account, and not its key, whether a signature is good (EIP-7702, EIP-1271).
+            let why = "the treasury's account has code, so that its key alone does not pay out";
+            return Err(WithdrawalError::Unavailable(why.into()));
+        }
         match self.0.chain.simulate_payout(&authorization).await {
             Ok(()) => {}
             // Read again: what has left in between is why.
