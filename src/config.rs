@@ -654,7 +654,7 @@ impl File {
         if self.pricing.markup_bps > MarkupBps::MAX {
             return Err(invalid("pricing.markup_bps", "is above 100000 (+1000 %)"));
         }
-        let receipt_key = check_receipt_key(&payments.relayer_keys, env)?;
+        let receipt_key = check_receipt_key(&payments, env)?;
         let max_body_bytes = usize::try_from(self.max_body_mb).ok().and_then(|mb| mb.checked_mul(1 << 20));
         Ok(Config {
             listen: self.listen,
@@ -677,12 +677,18 @@ impl File {
     }
 }
 
-/// A key that signs transactions signs nothing else.
-fn check_receipt_key(relayer_keys: &SecretString, env: &Env) -> Result<Option<SecretString>, ConfigError> {
+/// A key that signs transactions, or what the treasury pays, signs nothing else.
+fn check_receipt_key(payments: &Payments, env: &Env) -> Result<Option<SecretString>, ConfigError> {
     let Some(key) = env.get(RECEIPT_KEY).filter(|key| !key.is_empty()) else { return Ok(None) };
     let plain = |key: &str| key.trim().trim_start_matches("0x").to_ascii_lowercase();
-    if relayer_keys.expose_secret().split(',').any(|relayer| plain(relayer) == plain(key)) {
-        return Err(invalid(RECEIPT_KEY, format!("must be another key than {RELAYER_KEY}")));
+    let is_like = |other: &str| plain(other) == plain(key);
+    for (name, is_the_same) in [
+        (RELAYER_KEY, payments.relayer_keys.expose_secret().split(',').any(is_like)),
+        (TREASURY_KEY, payments.treasury_key.as_ref().is_some_and(|key| is_like(key.expose_secret()))),
+    ] {
+        if is_the_same {
+            return Err(invalid(RECEIPT_KEY, format!("must be another key than {name}")));
+        }
     }
     Ok(Some(SecretString::from(key.clone())))
 }

@@ -83,6 +83,11 @@ impl DbError {
         self.refusal() == Some(Refusal::Unique)
     }
 
+    /// Whether what the statement refers to is not there.
+    pub fn is_foreign_key_violation(&self) -> bool {
+        self.refusal() == Some(Refusal::ForeignKey)
+    }
+
     /// Whether a CHECK constraint refused the statement, or one of our triggers, which say the same.
     pub fn is_check_violation(&self) -> bool {
         self.refusal() == Some(Refusal::Check)
@@ -724,6 +729,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (50, "deposits", include_str!("../migrations/0050_deposits.sql")),
         (51, "withdrawals", include_str!("../migrations/0051_withdrawals.sql")),
         (60, "facilitator", include_str!("../migrations/0060_facilitator.sql")),
+        (61, "reserves in motion", include_str!("../migrations/0061_reserves_in_motion.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

@@ -73,6 +73,9 @@ enum Command {
         /// Of a proof of reserves: the root that it must lead to, as /v1/reserves shows it to others.
         #[arg(long, value_name = "HASH")]
         root: Option<String>,
+        /// The wallet that it must be about.
+        #[arg(long, value_name = "ADDRESS")]
+        wallet: Option<String>,
     },
 }
 
@@ -100,8 +103,8 @@ async fn main() -> ExitCode {
         Command::Payments(command) => operate::payments(&cli.config, command).await,
         Command::Wallet(command) => operate::wallet(&cli.config, command).await,
         Command::Receipts(command) => operate::receipts(&cli.config, command).await,
-        Command::VerifyProof { file, signer, root } => {
-            operate::verify(&file, signer.as_deref(), root.as_deref())
+        Command::VerifyProof { file, signer, root, wallet } => {
+            operate::verify(&file, signer.as_deref(), root.as_deref(), wallet.as_deref())
         }
     };
     match done {
@@ -231,6 +234,12 @@ async fn run_audit(path: &Path, publish: bool) -> Result<(), Failure> {
         });
     }
     if publish {
+        if !report.has_seen_the_chain() {
+            return Err(Failure {
+                status: 2,
+                message: "nothing is published: the credits could not be compared with the chain".into(),
+            });
+        }
         publish_reserves(&config, &db, &chain).await?;
     }
     Ok(())

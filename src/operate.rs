@@ -341,19 +341,25 @@ async fn show_receipt(path: &Path, id: &str, directory: Option<&Path>) -> Result
         return Err(failure(format!("there is no receipt {id} in the database{place}")));
     };
     let (key, chain_id) = (config.receipt_key.as_ref(), config.payments.chain_id);
-    let attestor = Attestor::load(&db, &Entropy, Clock::System.now(), key, chain_id).await?;
+    let attestor = Attestor::of_server(&db, key, chain_id).await?;
     println!("{}", serde_json::to_string(&http::signed_receipt(&attestor, &receipt)?)?);
     Ok(())
 }
 
 /// Checks a file that a gateway signed, by nothing but what is in it and what is expected of it.
-pub fn verify(file: &Path, signer: Option<&str>, root: Option<&str>) -> Result<(), Failure> {
+pub fn verify(
+    file: &Path,
+    signer: Option<&str>,
+    root: Option<&str>,
+    wallet: Option<&str>,
+) -> Result<(), Failure> {
     let text = std::fs::read_to_string(file)
         .map_err(|e| failure(format!("{} cannot be read: {e}", file.display())))?;
     let signed_by = if reserves::is_proof(&text) {
         let proof = reserves::verify_proof(&text).map_err(|e| failure(e.to_string()))?;
         check_root(&proof.root, root)?;
         check_signer(proof.signer, signer)?;
+        check_wallet(&proof.wallet.to_string(), wallet)?;
         println!(
             "reserves {}: {} is owed {} of {} micro-USDC in all, beside {} that {} held in block {}; root {}; as {} signed it",
             proof.number,
@@ -369,12 +375,13 @@ pub fn verify(file: &Path, signer: Option<&str>, root: Option<&str>) -> Result<(
         proof.signer
     } else {
         let verified = attest::verify(&text).map_err(|e| failure(e.to_string()))?;
-        if let Some(expected) = root {
-            let object: serde_json::Value = serde_json::from_str(&verified.contents)?;
-            check_root(object["root"].as_str().unwrap_or("none"), Some(expected))?;
-        }
+        let object: serde_json::Value = serde_json::from_str(&verified.contents)?;
+        let member = |name: &str| object[name].as_str().unwrap_or("none");
+        check_root(member("root"), root)?;
         check_signer(verified.signer, signer)?;
-        println!("{}: as {} signed it", verified.kind.as_str(), verified.signer);
+        check_wallet(member("wallet"), wallet)?;
+        let (kind, chain_id, by) = (verified.kind.as_str(), verified.chain_id, verified.signer);
+        println!("{kind} of chain {chain_id}: as {by} signed it");
         verified.signer
     };
     if signer.is_none() {
@@ -387,6 +394,14 @@ fn check_signer(signer: Wallet, expected: Option<&str>) -> Result<(), Failure> {
     let expected = expected.map(wallet_of).transpose()?;
     match expected.filter(|expected| *expected != signer) {
         Some(expected) => Err(failure(format!("it is signed by {signer}, not by {expected}"))),
+        None => Ok(()),
+    }
+}
+
+fn check_wallet(wallet: &str, expected: Option<&str>) -> Result<(), Failure> {
+    let expected = expected.map(wallet_of).transpose()?;
+    match expected.filter(|expected| expected.to_string() != wallet) {
+        Some(expected) => Err(failure(format!("it is about {wallet}, not about {expected}"))),
         None => Ok(()),
     }
 }

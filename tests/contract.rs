@@ -602,7 +602,7 @@ async fn topups_are_listed_newest_first_in_pages() {
     assert_eq!(amounts, [3_000_000, 2_000_000, 1_000_000]);
     for row in rows {
         let named = ["amount_usdc", "created_at", "id", "network", "status", "tx_hash", "wallet"];
-        let more = ["asset", "kind", "object", "pay_to", "signature", "updated_at"];
+        let more = ["asset", "from", "kind", "object", "pay_to", "signature", "updated_at"];
         let mut all = [named.as_slice(), more.as_slice()].concat();
         all.sort_unstable();
         assert_eq!(members(row), all);

@@ -111,7 +111,12 @@ async fn a_payment_buys_one_answer_and_what_it_leaves_is_the_payers() {
         other.error(402, "payment_already_used");
         // As a top-up it is what it was.
         let topup = gateway.post("/v1/topup").header("x-payment", &payment.v1_header());
-        assert_eq!(topup.send().await.expect(200).json()["credited_usdc"], CENT);
+        let topup = topup.send().await.expect(200);
+        assert_eq!(topup.json()["credited_usdc"], CENT);
+        // Anybody can send what they have read off the chain, and learns nothing of what its payer has now; nor is it
+        // said that anything else was served for it.
+        assert_eq!(topup.json()["balance_usdc"], CENT);
+        assert!(topup.decoded("payment-response").get("extensions").is_none(), "{topup:?}");
         assert_eq!(gateway.balance(&wallet).await.balance, CENT - cost);
 
         // And what was a top-up buys no request by itself.

@@ -10,7 +10,7 @@ use secrecy::SecretString;
 use serde_json::Value;
 
 use crate::support::books::{NOW, both, completion, hold, settled, wallet};
-use crate::support::gateway::{Customer, Gateway, MODEL, ask, members};
+use crate::support::gateway::{Customer, Gateway, MODEL, Setup, ask, members};
 use crate::support::wallet::TestWallet;
 
 /// The text of a request's receipt, as it was answered.
@@ -221,6 +221,26 @@ async fn a_key_that_is_none_and_a_relayers_are_refused_at_start() {
     }
 }
 
+/// Whoever has the database could sign with one that a command had drawn, and the server would name it.
+#[tokio::test]
+async fn a_command_signs_with_the_servers_key_or_not_at_all() {
+    let env = vec![("FAREBOX_RECEIPT_KEY".into(), TestWallet::random().private_key())];
+    let mut gateway = Gateway::start_with(Setup { env, ..Setup::usual() }).await;
+    let customer = gateway.customer("1").await;
+    let id = asked(&gateway, &customer).await;
+    let shown = gateway.run_with(&["receipts", "show", &id]);
+    assert!(shown.status.success(), "{shown:?}");
+    let others = vec![("FAREBOX_RECEIPT_KEY".into(), TestWallet::random().private_key())];
+    for env in [Vec::new(), others] {
+        gateway.setup.env = env;
+        let refused = gateway.run_with(&["receipts", "show", &id]);
+        assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
+        assert!(String::from_utf8(refused.stderr).unwrap().contains("set FAREBOX_RECEIPT_KEY as"));
+    }
+    let keys = String::from_utf8(gateway.run_with(&["receipts", "keys"]).stdout).unwrap();
+    assert_eq!(keys.lines().count(), 1, "{keys}");
+}
+
 #[tokio::test]
 async fn nodes_of_one_database_sign_alike() {
     both(async |books| {
@@ -245,6 +265,7 @@ async fn nodes_of_one_database_sign_alike() {
 async fn archived_receipts_are_found_in_their_files_and_signed() {
     both(async |books| {
         let ledger = books.ledger("a");
+        Attestor::load(&books.db, &Entropy, NOW, None, 8453).await.unwrap();
         books.credit(wallet(1), 1_000_000).await;
         let mut ids = Vec::new();
         for number in 0..3 {

@@ -158,7 +158,8 @@ async fn what_is_held_counts_and_debts_are_not_netted() {
         assert_eq!(debt.get(), 72);
         // The first's is in a later block than the holdings are of, the second's is in that block.
         for statement in [
-            "UPDATE payments SET asset = '0x0808080808080808080808080808080808080808', block_number = 100",
+            "UPDATE payments SET asset = '0x0808080808080808080808080808080808080808', block_number = 100,
+                                 to_wallet = '0x0909090909090909090909090909090909090909'",
             "UPDATE payments SET block_number = 101 WHERE from_wallet LIKE '0x01%'",
         ] {
             books.sql(statement).await.unwrap();
@@ -167,11 +168,59 @@ async fn what_is_held_counts_and_debts_are_not_netted() {
 
         let published = publish(books).await;
         assert_eq!(published.liabilities.get(), 1500, "with what is held, and without what is owed to us");
-        assert_eq!(published.credited_since.get(), 1000, "payment {payment} alone came later");
+        assert_eq!(published.in_motion.credited_since.get(), 1000, "payment {payment} alone came later");
         for (number, balance) in [(1, 1000), (2, 500), (3, 0)] {
             let text = proof_text(books, &attestor, wallet(number)).await.unwrap();
             assert_eq!(verify_proof(&text).unwrap().balance.get(), balance);
         }
+    })
+    .await;
+}
+
+/// Books and treasury are never looked at in the same moment.
+#[tokio::test]
+async fn what_is_on_its_way_is_told_apart() {
+    both(async |books| {
+        let attestor = attestor(books).await;
+        books.credit(wallet(1), 100_000).await;
+        for (micro, state) in [(1, "mined"), (2, "mined"), (4, "mined"), (10, "finalized"), (20, "finalized"), (40, "finalized")] {
+            books.withdraw(wallet(1), micro, state).await;
+        }
+        for micro in [100, 200, 400] {
+            books.credit(wallet(2), micro).await;
+        }
+        // Of each kind one in time, one in a later block, and one of another treasury.
+        for statement in [
+            "UPDATE payments SET asset = '0x0808080808080808080808080808080808080808', block_number = 100",
+            "UPDATE payments SET block_number = 101 WHERE value_micro IN (2, 20, 200)",
+            "UPDATE payments SET from_wallet = '0x0909090909090909090909090909090909090909'
+             WHERE kind = 'withdrawal' AND value_micro NOT IN (4, 40)",
+            "UPDATE payments SET to_wallet = '0x0909090909090909090909090909090909090909'
+             WHERE kind <> 'withdrawal' AND value_micro <> 400",
+        ] {
+            books.sql(statement).await.unwrap();
+        }
+        for (id, micro, treasury) in [(91, 1000, 9), (92, 2000, 7)] {
+            books.sql_with(
+                "INSERT INTO payments (id, chain_id, asset, from_wallet, nonce, to_wallet, value_micro, valid_after,
+                                       valid_before, signature, state, seen_block, tx_hash, block_number, log_index,
+                                       created_at_ms, updated_at_ms, kind)
+                 VALUES ($1, 8453, '0x0808080808080808080808080808080808080808', $2, $3, $4, $5, 0, 0, '0x', 'mined', 1,
+                         $3, 90, 0, 0, 0, 'deposit')",
+                vec![id.into(), wallet(6).into(), format!("0x{id:064x}").into(), wallet(treasury).into(), micro.into()],
+            ).await;
+        }
+        let published = publish(books).await;
+        let in_motion = published.in_motion;
+        assert_eq!(in_motion.leaving.get(), 1);
+        assert_eq!(in_motion.left_since.get(), 20);
+        assert_eq!(in_motion.credited_since.get(), 200);
+        assert_eq!(in_motion.suspense.get(), 1000);
+        assert_eq!(published.liabilities.get(), 100_000 - 70 + 700);
+        assert_eq!(reserves::latest(&books.db).await.unwrap(), Some(published));
+        let proof = serde_json::from_str::<Value>(&proof_text(books, &attestor, wallet(1)).await.unwrap()).unwrap();
+        let said = |name: &str| proof["reserves"][name].as_i64().unwrap();
+        assert_eq!((said("leaving_usdc"), said("left_since_usdc"), said("suspense_usdc")), (1, 20, 1000));
     })
     .await;
 }
@@ -390,6 +439,8 @@ async fn the_operator_publishes_and_each_wallet_checks() {
             "block_number",
             "block_time",
             "credited_since_usdc",
+            "leaving_usdc",
+            "left_since_usdc",
             "liabilities_usdc",
             "network",
             "number",
@@ -398,6 +449,7 @@ async fn the_operator_publishes_and_each_wallet_checks() {
             "reserves_usdc",
             "root",
             "signature",
+            "suspense_usdc",
             "taken_at",
             "wallets"
         ]
@@ -492,7 +544,7 @@ async fn nothing_is_published_of_books_that_do_not_agree_or_without_a_chain() {
         let output = publish(books);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("must keep: no RPC endpoint answers"), "{said}");
+        assert!(said.contains("the credits could not be compared with the chain"), "{said}");
         books.sql("UPDATE wallets SET balance_micro = balance_micro + 1").await.unwrap();
         let output = publish(books);
         assert_eq!(output.status.code(), Some(1), "{output:?}");

@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 
 use crate::auth;
 use crate::clock::Timestamp;
+use crate::config::RECEIPT_KEY;
 use crate::db::{Db, DbError};
 use crate::id::{Entropy, Wallet};
 use statement::{Statement, x402_receipt_hash};
@@ -31,8 +32,12 @@ const SECRET: &str = "receipts";
 
 #[derive(Debug, thiserror::Error)]
 pub enum AttestError {
-    #[error("{RECEIPT_KEY} is not a private key: `openssl rand -hex 32` makes one", RECEIPT_KEY = crate::config::RECEIPT_KEY)]
+    #[error("{RECEIPT_KEY} is not a private key: `openssl rand -hex 32` makes one")]
     BadKey,
+    #[error("{0} is not the key that the server signs receipts with: set {RECEIPT_KEY} as it has it")]
+    NotTheServers(Wallet),
+    #[error("the database keeps no key for receipts: set {RECEIPT_KEY} as the server has it")]
+    NoKey,
     #[error("a text of ours cannot be signed: {0}")]
     NotAStatement(String),
     #[error("signing failed: {0}")]
@@ -91,8 +96,38 @@ impl Attestor {
         let mut tx = db.begin().await?;
         store::remember(&mut tx, Wallet(key.address()), now).await?;
         tx.commit().await?;
-        let known = RwLock::new(store::known(db).await?);
-        Ok(Self(Arc::new(Parts { db: db.clone(), key, chain_id, known })))
+        let known = store::known(db).await?;
+        if known.iter().any(|known| known.address.0 == key.address() && known.revoked_at.is_some()) {
+            let key = RECEIPT_KEY;
+            tracing::error!("receipts are signed by a key that was revoked: set {key} to another");
+        }
+        Ok(Self::new(db, key, chain_id, known))
+    }
+
+    /// The same for a command beside the server, which draws no key and makes none known.
+    pub async fn of_server(
+        db: &Db,
+        configured: Option<&SecretString>,
+        chain_id: u64,
+    ) -> Result<Self, AttestError> {
+        let key = match configured {
+            Some(secret) => parse_key(secret)?,
+            None => {
+                let kept = auth::kept_secret(db, SECRET).await?.ok_or(AttestError::NoKey)?;
+                read_kept(kept)?
+            }
+        };
+        let (known, address) = (store::known(db).await?, Wallet(key.address()));
+        let is_the_servers = known.iter().any(|known| known.address == address && known.revoked_at.is_none());
+        if is_the_servers {
+            Ok(Self::new(db, key, chain_id, known))
+        } else {
+            Err(AttestError::NotTheServers(address))
+        }
+    }
+
+    fn new(db: &Db, key: PrivateKeySigner, chain_id: u64, known: Vec<KnownKey>) -> Self {
+        Self(Arc::new(Parts { db: db.clone(), key, chain_id, known: RwLock::new(known) }))
     }
 
     /// The address of the key that signs now.
@@ -189,6 +224,9 @@ async fn kept_key(db: &Db, entropy: &Entropy, now: Timestamp) -> Result<PrivateK
             break hex::encode(drawn);
         }
     };
-    let kept = SecretString::from(auth::keep_secret(db, SECRET, &drawn, now).await?);
-    parse_key(&kept).map_err(|_| DbError::Corrupt("the key of receipts".into()).into())
+    read_kept(auth::keep_secret(db, SECRET, &drawn, now).await?)
+}
+
+fn read_kept(kept: String) -> Result<PrivateKeySigner, AttestError> {
+    parse_key(&SecretString::from(kept)).map_err(|_| DbError::Corrupt("the key of receipts".into()).into())
 }

@@ -281,6 +281,8 @@ pub fn x402_receipt_hash(receipt: &X402Receipt<'_>) -> B256 {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Verified {
     pub kind: Kind,
+    /// Of the domain: the gateway's.
+    pub chain_id: u64,
     pub signer: Wallet,
     pub contents: String,
 }
@@ -316,8 +318,9 @@ pub fn verify(text: &str) -> Result<Verified, Refused> {
     object.remove(REPORTED);
     let contents = String::from_utf8(object.to_bytes()).map_err(|_| unreadable("it is not UTF-8"))?;
     let statement = Statement::read(&contents).map_err(Refused::Unreadable)?;
-    let signer = signer_of(&signature, &statement).ok_or(Refused::OtherText(signature.signer))?;
-    Ok(Verified { kind: statement.kind(), signer, contents })
+    let signer =
+        signer_of(&signature, &statement).ok_or_else(|| Refused::OtherText(signature.signer.clone()))?;
+    Ok(Verified { kind: statement.kind(), chain_id: signature.chain_id, signer, contents })
 }
 
 fn signer_of(signature: &Signature, statement: &Statement) -> Option<Wallet> {

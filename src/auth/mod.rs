@@ -14,7 +14,7 @@ mod store;
 pub use keys::{ApiKey, KeyError, Keys};
 pub use limits::{KeyLimits, LimitChanges};
 pub use nonce::{Nonce, Nonces};
-pub use secret::{SigningKey, keep_secret};
+pub use secret::{SigningKey, keep_secret, kept_secret};
 pub use session::{NewSession, SessionError, Sessions};
 pub use siwe::{Purpose, Siwe, SiweError};
 pub use siwx::SiwxError;

@@ -25,6 +25,11 @@ pub async fn keep_secret(
     Ok(kept)
 }
 
+/// A secret that the database keeps, if it does.
+pub async fn kept_secret(db: &Db, name: &'static str) -> Result<Option<String>, DbError> {
+    store::kept_secret(db, name).await
+}
+
 /// Signs by HMAC-SHA-256 (RFC 2104).
 #[derive(Clone)]
 pub struct SigningKey(Hmac<Sha256>);

@@ -185,6 +185,11 @@ pub async fn keep_secret(
     row.ok_or_else(|| DbError::Corrupt("a secret was not kept".into()))?.text("value")
 }
 
+pub async fn kept_secret(db: &Db, name: &'static str) -> Result<Option<String>, DbError> {
+    let row = db.row("SELECT value FROM secrets WHERE name = $1", args![name]).await?;
+    row.map(|row| row.text("value")).transpose()
+}
+
 /// What the database knows against a session.
 pub struct SessionState {
     pub revoked: bool,

@@ -22,9 +22,10 @@ pub const PATH: &str = "/v1/topup";
 /// A top-up that is credited. Amounts are micro-USDC.
 #[derive(Serialize, JsonSchema)]
 pub struct Credited {
+    /// What the wallet had when this was credited.
     balance_usdc: i64,
     credited_usdc: i64,
-    /// The payer.
+    /// Who was credited.
     wallet: String,
     tx_hash: String,
     topup_id: i64,
@@ -63,8 +64,10 @@ struct Topup {
 struct TopupContents {
     id: i64,
     object: &'static str,
-    /// The payer.
+    /// Who is credited.
     wallet: String,
+    /// The payer: the same, unless the operator has given a deposit to another wallet.
+    from: String,
     /// `payment`, by an authorization that was sent here; or `deposit`, sent to the treasury on the chain.
     kind: &'static str,
     /// Micro-USDC.
@@ -150,7 +153,8 @@ fn signed(attestor: &Attestor, payment: &Payment) -> Result<Topup, AttestError> 
             // Withdrawals are not among these.
             Kind::Authorization | Kind::Withdrawal => "payment",
         },
-        wallet: payment.authorization.from.to_string(),
+        wallet: payment.wallet().to_string(),
+        from: payment.authorization.from.to_string(),
         amount_usdc: payment.value.get(),
         status: payment.state.status(),
         tx_hash: payment.tx_hash.clone(),
@@ -221,19 +225,26 @@ async fn report(
     amount: Option<MicroUsdc>,
     strict_v1: bool,
 ) -> Result<Response, ApiError> {
-    let wallet = payment.authorization.from;
     if payment.state.is_credited() {
-        let balance = app.ledger.balance(wallet).await;
+        // Not what there is now: anybody can send what they have read off the chain, and of a balance only its
+        // owner is told.
+        let balance = app.ledger.balance_when_credited(payment.id).await;
         let balance = balance.map_err(|e| PaymentError::Uncertain(e.to_string()))?;
         let body = Credited {
-            balance_usdc: balance.balance.get(),
+            balance_usdc: balance.get(),
             credited_usdc: payment.value.get(),
-            wallet: wallet.to_string(),
+            wallet: payment.wallet().to_string(),
             tx_hash: payment.tx_hash.clone().unwrap_or_default(),
             topup_id: payment.id,
             receipt: signed(&app.attestor, payment)?,
         };
-        return Ok(x402::with_signed_receipt(app, json(StatusCode::OK, &body), payment, PATH));
+        let response = json(StatusCode::OK, &body);
+        // One that was made for a request was not served here.
+        return Ok(if payment.request_hash.is_none() {
+            x402::with_signed_receipt(app, response, payment, PATH)
+        } else {
+            x402::with_receipt(app, response, payment, Ok(()))
+        });
     }
     if let Some(reason) = payment.refused_so_far() {
         return Ok(x402::refused_so_far(app, payment, reason));

@@ -311,6 +311,11 @@ impl Ledger {
         Ok(store::book(tx, wallet, repayment, now).await?)
     }
 
+    /// The balance that the credit for a payment has left its wallet.
+    pub async fn balance_when_credited(&self, payment_id: i64) -> Result<MicroUsdc, LedgerError> {
+        Ok(store::balance_when_credited(&self.0.db, &payment_id.to_string()).await?)
+    }
+
     /// Takes back what was credited for a payment that the chain undid, inside the transaction that
     /// marks it so. What is no longer available becomes the wallet's debt: lent to it first, so that
     /// the balance is there to be taken and never falls below what is locked. Returns the new debt.

@@ -180,6 +180,11 @@ impl Facilitator {
         standing.failing.clone().map_or(Ok(()), Err)
     }
 
+    /// Whether some payment is being shown to it now.
+    fn is_asked(&self) -> bool {
+        self.places.available_permits() < MAX_CALLS_AT_ONCE
+    }
+
     /// Asks what it supports, and keeps the version that it is spoken to in from now on.
     async fn look_at_supported(&self, payments: &config::Payments) {
         let supported = self.supported().await;
@@ -326,7 +331,13 @@ impl Payments {
         if !can_go_through && !self.may_send_again(payment).await? {
             return Ok(true);
         }
-        let Ok(place) = Arc::clone(&facilitator.places).try_acquire_owned() else { return Ok(true) };
+        // While it fares badly one payment at a time tries it, if a relayer can see to the others.
+        if self.has_relayer() && facilitator.health().is_err() && facilitator.is_asked() {
+            return Ok(false);
+        }
+        let Ok(place) = Arc::clone(&facilitator.places).try_acquire_owned() else {
+            return Ok(!self.has_relayer());
+        };
         let mut tx = self.0.db.begin().await?;
         if store::reserve_call(&mut tx, payment.id, calls, now.plus_seconds(RESERVED_SECONDS)).await? {
             tx.commit().await?;

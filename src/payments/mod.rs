@@ -602,7 +602,9 @@ impl Payments {
             // with this one it is the one.
             Kind::Deposit => {
                 let is_like = (sent.from, sent.to, sent.value, sent.nonce)
-                    == (known_as.from, known_as.to, known_as.value, known_as.nonce);
+                    == (known_as.from, known_as.to, known_as.value, known_as.nonce)
+                    // Otherwise it is not the payer's any more.
+                    && known.beneficiary.is_none();
                 if is_like {
                     self.check_payer(payload).await?;
                 }

@@ -56,8 +56,7 @@ pub struct Publication {
     pub root: Hash,
     pub wallets: u64,
     pub liabilities: MicroUsdc,
-    /// Of these, what was credited for transfers in later blocks than that of the reserves.
-    pub credited_since: MicroUsdc,
+    pub in_motion: InMotion,
     pub reserves: MicroUsdc,
     pub chain_id: u64,
     pub asset: Wallet,
@@ -68,6 +67,20 @@ pub struct Publication {
     pub taken_at: Timestamp,
     /// What the salts are made from.
     secret: [u8; 32],
+}
+
+/// What stands between the books at an instant and what the treasury held in a block, which are never of the
+/// same moment.
+#[derive(Copy, Clone, PartialEq, Eq, Debug)]
+pub struct InMotion {
+    /// In balances, and by transfers in later blocks: not in the treasury yet.
+    pub credited_since: MicroUsdc,
+    /// In balances, and by withdrawals in blocks up to this one out of the treasury.
+    pub leaving: MicroUsdc,
+    /// Out of balances, and by withdrawals in later blocks: still in the treasury.
+    pub left_since: MicroUsdc,
+    /// Deposits in the treasury that are in nobody's balance yet.
+    pub suspense: MicroUsdc,
 }
 
 /// What a treasury holds in a final block.
@@ -120,7 +133,7 @@ pub async fn publish(
         root: Node::empty().hash,
         wallets: u64::try_from(books.leaves.len()).map_err(|_| TreeError::OutOfRange)?,
         liabilities: books.liabilities,
-        credited_since: books.credited_since,
+        in_motion: books.in_motion,
         reserves: holdings.balance,
         chain_id: holdings.chain_id,
         asset: holdings.asset,
@@ -135,7 +148,13 @@ pub async fn publish(
     publication.number = store::begin(&mut tx, &publication).await?;
     tx.commit().await?;
     failpoint::reached("reserves-begun");
-    let root = write_tree(db, publication.number, &books.leaves).await?;
+    let root = match write_tree(db, publication.number, &books.leaves).await {
+        // It was taken for one that was cut off, and removed.
+        Err(ReservesError::Db(error)) if error.is_foreign_key_violation() => {
+            return Err(ReservesError::Overtaken);
+        }
+        root => root?,
+    };
     if root.sum != publication.liabilities {
         return Err(TreeError::OutOfRange.into());
     }
@@ -155,13 +174,13 @@ struct Books {
     /// In the order of their salts.
     leaves: Vec<Leaf>,
     liabilities: MicroUsdc,
-    credited_since: MicroUsdc,
+    in_motion: InMotion,
 }
 
 async fn read_books(db: &Db, secret: &[u8], holdings: &Holdings) -> Result<Books, ReservesError> {
     let key = SigningKey::new(secret);
     let mut tx = db.snapshot().await?;
-    let credited_since = store::credited_since(&mut tx, holdings).await?;
+    let in_motion = store::in_motion(&mut tx, holdings).await?;
     let (mut leaves, mut liabilities) = (Vec::new(), MicroUsdc::ZERO);
     let mut after = None;
     loop {
@@ -175,7 +194,7 @@ async fn read_books(db: &Db, secret: &[u8], holdings: &Holdings) -> Result<Books
     }
     drop(tx);
     leaves.sort_unstable_by_key(|leaf| (leaf.salt, leaf.wallet));
-    Ok(Books { leaves, liabilities, credited_since })
+    Ok(Books { leaves, liabilities, in_motion })
 }
 
 /// The first 16 bytes of HMAC-SHA-256 of the wallet's address.

@@ -4,7 +4,7 @@ use crate::db::{Db, DbError, DbRow, DbTx, args};
 use crate::id::Wallet;
 use crate::money::MicroUsdc;
 use crate::reserves::tree::{Hash, Leaf, Node, Page, Salt};
-use crate::reserves::{Holdings, Publication};
+use crate::reserves::{Holdings, InMotion, Publication};
 
 /// Hex digits of a page's items: of a wallet and a balance, and of a hash and a sum.
 const WALLET: usize = 40;
@@ -23,17 +23,34 @@ pub async fn balances_after(
     rows.iter().map(|row| Ok((row.wallet("address")?, row.micro("balance_micro")?))).collect()
 }
 
-/// What has been credited for transfers in later blocks than the one that the holdings are of.
-pub async fn credited_since(tx: &mut DbTx, holdings: &Holdings) -> Result<MicroUsdc, DbError> {
+/// What is between the books and the block that the holdings are of.
+pub async fn in_motion(tx: &mut DbTx, holdings: &Holdings) -> Result<InMotion, DbError> {
     let row = tx
         .row(
-            "SELECT CAST(COALESCE(SUM(value_micro), 0) AS BIGINT) AS value FROM payments
-             WHERE state IN ('credited', 'finalized') AND kind <> 'withdrawal' AND block_number > $1
-             AND chain_id = $2 AND asset = $3",
-            args![holdings.block_number, int(holdings.chain_id)?, holdings.asset],
+            "SELECT CAST(COALESCE(SUM(CASE WHEN kind <> 'withdrawal' AND to_wallet = $4 AND block_number > $1
+                                            AND state IN ('credited', 'finalized')
+                                           THEN value_micro END), 0) AS BIGINT) AS credited_since,
+                    CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' AND from_wallet = $4 AND block_number <= $1
+                                            AND state = 'mined'
+                                           THEN value_micro END), 0) AS BIGINT) AS leaving,
+                    CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' AND from_wallet = $4 AND block_number > $1
+                                            AND state = 'finalized'
+                                           THEN value_micro END), 0) AS BIGINT) AS left_since,
+                    CAST(COALESCE(SUM(CASE WHEN kind = 'deposit' AND to_wallet = $4 AND block_number <= $1
+                                            AND state = 'mined'
+                                           THEN value_micro END), 0) AS BIGINT) AS suspense
+             FROM payments
+             WHERE chain_id = $2 AND asset = $3 AND (block_number > $1 OR state = 'mined')",
+            args![holdings.block_number, int(holdings.chain_id)?, holdings.asset, holdings.pay_to],
         )
         .await?;
-    row.map_or(Ok(MicroUsdc::ZERO), |row| row.micro("value"))
+    let row = row.ok_or_else(|| corrupt("sum that is missing"))?;
+    Ok(InMotion {
+        credited_since: row.micro("credited_since")?,
+        leaving: row.micro("leaving")?,
+        left_since: row.micro("left_since")?,
+        suspense: row.micro("suspense")?,
+    })
 }
 
 /// Writes a publication down before there are any pages of it, and gives it its number.
@@ -41,8 +58,9 @@ pub async fn begin(tx: &mut DbTx, new: &Publication) -> Result<i64, DbError> {
     let number = tx.next_id("reserves").await?;
     tx.execute(
         "INSERT INTO reserves (number, chain_id, asset, pay_to, block_number, block_hash, block_time_ms,
-                               reserves_micro, taken_at_ms, wallets, liabilities_micro, credited_since_micro, secret)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)",
+                               reserves_micro, taken_at_ms, wallets, liabilities_micro, credited_since_micro, leaving_micro,
+                               left_since_micro, suspense_micro, secret)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         args![
             number,
             int(new.chain_id)?,
@@ -55,7 +73,10 @@ pub async fn begin(tx: &mut DbTx, new: &Publication) -> Result<i64, DbError> {
             new.taken_at,
             int(new.wallets)?,
             new.liabilities,
-            new.credited_since,
+            new.in_motion.credited_since,
+            new.in_motion.leaving,
+            new.in_motion.left_since,
+            new.in_motion.suspense,
             hex::encode(new.secret)
         ],
     )
@@ -186,7 +207,12 @@ fn read(row: &DbRow) -> Result<Publication, DbError> {
         root: bytes("root")?,
         wallets: uint("wallets")?,
         liabilities: row.micro("liabilities_micro")?,
-        credited_since: row.micro("credited_since_micro")?,
+        in_motion: InMotion {
+            credited_since: row.micro("credited_since_micro")?,
+            leaving: row.micro("leaving_micro")?,
+            left_since: row.micro("left_since_micro")?,
+            suspense: row.micro("suspense_micro")?,
+        },
         reserves: row.micro("reserves_micro")?,
         chain_id: uint("chain_id")?,
         asset: row.wallet("asset")?,

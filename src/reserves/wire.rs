@@ -32,6 +32,15 @@ struct ReservesContents {
     liabilities_usdc: i64,
     /// Of that, what was credited for transfers in later blocks, which are not in the reserves.
     credited_since_usdc: i64,
+    /// Of that, what withdrawals in blocks up to that one have taken out of the reserves.
+    #[serde(default)]
+    leaving_usdc: i64,
+    /// Not of that any more: what withdrawals in later blocks have taken, which is still in the reserves.
+    #[serde(default)]
+    left_since_usdc: i64,
+    /// Nor of that: deposits in the reserves whose wallets the books do not know yet.
+    #[serde(default)]
+    suspense_usdc: i64,
     /// What the treasury held in that block.
     reserves_usdc: i64,
     /// CAIP-2.
@@ -80,13 +89,17 @@ struct NodeBody {
 const PROOF: &str = "reserves_proof";
 
 pub fn publication_body(attestor: &Attestor, publication: &Publication) -> Result<ReservesBody, AttestError> {
+    let in_motion = &publication.in_motion;
     let contents = ReservesContents {
         object: Kind::Reserves.object().to_owned(),
         number: publication.number,
         root: with_prefix(&publication.root),
         wallets: publication.wallets,
         liabilities_usdc: publication.liabilities.get(),
-        credited_since_usdc: publication.credited_since.get(),
+        credited_since_usdc: in_motion.credited_since.get(),
+        leaving_usdc: in_motion.leaving.get(),
+        left_since_usdc: in_motion.left_since.get(),
+        suspense_usdc: in_motion.suspense.get(),
         reserves_usdc: publication.reserves.get(),
         network: format!("eip155:{}", publication.chain_id),
         asset: publication.asset.to_string(),

@@ -29,7 +29,7 @@ run(async () => {
   ).text();
   const proof = JSON.parse(text);
   check("the wallet is counted", isCounted(proof), proof);
-  check("there are others beside it", proof.branch.length >= 2, proof);
+  check("there are others beside it", proof.branch.length >= 1, proof);
   check("in what was published", isDeepStrictEqual(proof.reserves, published), proof);
   const isGood = async (said) =>
     isCounted(said) && (await signerOf(said.reserves)) === signer && said.reserves.signature.signer === signer;

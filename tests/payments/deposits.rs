@@ -422,6 +422,18 @@ fn asks_for_transfers(params: &Value) -> bool {
         .contains("0xddf252ad1be2c89b69c2b068fc378daa952ba7f163c4a11628f55a4df523b3ef")
 }
 
+/// The receipts of a block as Base has them: of the first there is no such type on Ethereum.
+fn of_a_rollup(_: &Value, mut receipts: Value) -> Value {
+    let list = receipts.as_array_mut().unwrap();
+    let Some(mut attributes) = list.first().cloned() else { return receipts };
+    attributes["type"] = json!("0x7e");
+    attributes["logs"] = json!([]);
+    attributes["depositNonce"] = json!("0x1f4b0a2");
+    attributes["depositReceiptVersion"] = json!("0x1");
+    list.insert(0, attributes);
+    receipts
+}
+
 /// Anybody can fill a block with more transfers than a provider has an answer for.
 #[tokio::test]
 async fn a_block_whose_transfers_are_refused_is_searched_by_its_receipts() {
@@ -429,7 +441,10 @@ async fn a_block_whose_transfers_are_refused_is_searched_by_its_receipts() {
         let rpc = FaultyRpc::start(&bench.chain.url).await;
         let node = bench.watcher_with(|config| config.rpc_urls = vec![rpc.url.parse().unwrap()]).await;
         let wallets = [bench.known(FIVE_USD).await, bench.known(FIVE_USD).await];
-        rpc.break_methods(&[("eth_getLogs", Fault::Refused(asks_for_transfers))]);
+        rpc.break_methods(&[
+            ("eth_getLogs", Fault::Refused(asks_for_transfers)),
+            ("eth_getBlockReceipts", Fault::Lie(of_a_rollup)),
+        ]);
         for wallet in &wallets {
             bench.deposit(wallet.address(), FIVE_USD).await;
             bench.transfer(MINTER, STRANGER, 0).await;
@@ -463,6 +478,59 @@ async fn a_transfer_that_is_seen_otherwise_than_before_holds_nobody_up() {
         bench.know(stranger.address()).await;
         node.payments.look_for_deposits().await.unwrap();
         assert_eq!(node.balance_of(&stranger).await, 5_000_000);
+    })
+    .await;
+}
+
+/// Where one endpoint alone has shown a payment's transfer, another may be.
+#[tokio::test]
+async fn a_final_deposit_is_not_kept_out_by_a_payment_that_was_seen_in_its_place() {
+    each(async |bench| {
+        let first = bench.watcher().await;
+        let payer = bench.payer(FIVE_USD).await;
+        let payload = payload(&bench.authorization(&payer));
+        bench.chain.set_automine(false).await;
+        first.pay_and_leave(&payload).await;
+        let sent = first.until(&payer, State::Broadcast).await;
+        first.crash().await;
+        bench.chain.rpc("anvil_dropTransaction", json!([sent.tx_hash])).await;
+        bench.chain.set_automine(true).await;
+        let wallet = bench.known(FIVE_USD).await;
+        let hash = bench.deposit(wallet.address(), FIVE_USD).await;
+        let seen = "UPDATE payments SET state = 'mined', tx_hash = $2, block_number = 1, block_hash = '0x01', log_index = 0
+                    WHERE id = $1";
+        bench.books.sql_with(seen, vec![sent.id.into(), hash.into()]).await;
+
+        let node = bench.watcher().await;
+        bench.finalize_deposits(&node).await;
+        assert_eq!((node.balance_of(&wallet).await, bench.deposits().await), (5_000_000, 1));
+        // The payment goes on, and ends elsewhere.
+        assert_eq!(node.pay(&payload).await.state, State::Credited);
+        bench.assert_reconciled(&node).await;
+    })
+    .await;
+}
+
+/// A final block that stands still while the head moves.
+fn final_long_ago(params: &Value, mut block: Value) -> Value {
+    if params[0] == "finalized" {
+        block["number"] = json!("0x1");
+    }
+    block
+}
+
+#[tokio::test]
+async fn of_three_endpoints_one_whose_final_block_stands_still_holds_nothing_up() {
+    each(async |bench| {
+        let stuck = FaultyRpc::start(&bench.chain.url).await;
+        let urls = [&stuck.url, &bench.chain.url, &bench.chain.url].map(|url| url.parse().unwrap());
+        let node = bench.watcher_with(|config| config.rpc_urls = urls.to_vec()).await;
+        let wallet = bench.known(FIVE_USD).await;
+        stuck.break_methods(&[("eth_getBlockByNumber", Fault::Lie(final_long_ago))]);
+        bench.deposit(wallet.address(), FIVE_USD).await;
+        bench.finalize_deposits(&node).await;
+        assert_eq!(node.balance_of(&wallet).await, 5_000_000);
+        bench.assert_reconciled(&node).await;
     })
     .await;
 }
@@ -663,5 +731,26 @@ async fn a_deposit_is_its_wallets_once_it_has_signed_in() {
     );
     assert_eq!(gateway.balance(&wallet).await.available, THREE_USD);
     assert_eq!(gateway.get("/v1/status").send().await.expect(200).json()["deposits"]["min_usd"], "0.5");
+
+    // What a stranger has sent, and the operator gives to this wallet, is this wallet's: so it is signed.
+    let stranger = TestWallet::random();
+    chain.mint(stranger.address(), THREE_USD).await;
+    let authorization = stranger.authorization(gateway.setup.pay_to, THREE_USD);
+    chain.send(BYSTANDER, USDC, &transfer_call(&payload(&authorization))).await;
+    chain.mine(3).await;
+    let id = eventually("it is in suspense", async || {
+        let listed = gateway.run_with(&["payments", "suspense"]).stdout;
+        let listed = String::from_utf8(listed).unwrap();
+        let line = listed.lines().find(|line| line.contains(&stranger.shown()))?;
+        line.split_whitespace().next().map(str::to_owned)
+    })
+    .await;
+    let given = gateway.run_with(&["payments", "attribute", &id, "a ticket", "--to", &wallet.shown()]);
+    assert!(given.status.success(), "{given:?}");
+    let row = &listed().await[0];
+    assert_eq!((&row["wallet"], &row["from"]), (&json!(wallet.shown()), &json!(stranger.shown())));
+    assert_eq!(gateway.balance(&wallet).await.available, 2 * THREE_USD);
+    let sent = gateway.post("/v1/topup").header("x-payment", &authorization.sign().v1_header()).send().await;
+    assert_eq!(sent.expect(402).decoded("payment-required")["error"], "invalid_exact_evm_nonce_already_used");
     gateway.audit();
 }

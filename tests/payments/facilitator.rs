@@ -466,6 +466,26 @@ async fn it_is_asked_a_bounded_number_of_times_and_seldom() {
     .await;
 }
 
+#[tokio::test]
+async fn while_it_hangs_a_relayer_sees_to_all_but_one() {
+    each(async |bench| {
+        let hanging = ScriptedUpstream::start().await;
+        hanging.play(Script::hang_up().silence(Duration::from_secs(60)));
+        let node = bench.node_at(Clock::System, |config| config.facilitator = at(&hanging.base_url)).await;
+        let waiting = bench.payer(FIVE_USD).await;
+        node.pay_and_leave(&payload(&bench.authorization(&waiting))).await;
+        eventually("it is asked", async || (!hanging.received().is_empty()).then_some(())).await;
+        for _ in 0..3 {
+            let payer = bench.payer(FIVE_USD).await;
+            let payment = node.pay(&payload(&bench.authorization(&payer))).await;
+            assert_eq!(payment.state, State::Credited);
+        }
+        assert_eq!(hanging.received().len(), 1);
+        assert_eq!(node.payment_of(&waiting).await.unwrap().state.status(), "pending");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn two_nodes_ask_for_the_same_payment_once() {
     let bench = Bench::new(Books::postgres().await).await;

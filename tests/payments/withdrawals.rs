@@ -596,6 +596,23 @@ async fn what_the_treasury_does_not_hold_is_not_promised() {
     .await;
 }
 
+/// Whether a signature is good, the token then asks the account itself (EIP-7702, EIP-1271).
+#[tokio::test]
+async fn a_treasury_that_has_code_pays_nothing_out_and_locks_nothing() {
+    each_till(async |till| {
+        let node = till.payer_out().await;
+        let saver = till.saver(&node, FIVE_USD).await;
+        till.chain.rpc("anvil_setCode", json!([till.treasury, "0x00"])).await;
+        let refused = node.withdraw(&saver, TWO, "a").await;
+        assert!(matches!(refused, Err(WithdrawalError::Unavailable(_))), "{refused:?}");
+        assert_eq!(node.owned(&saver).await, (5_000_000, 0));
+        till.chain.rpc("anvil_setCode", json!([till.treasury, "0x"])).await;
+        let asked = node.withdraw(&saver, TWO, "a").await.unwrap();
+        till.until(&node, &asked, State::Finalized).await;
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn without_its_key_the_treasury_pays_nothing() {
     each_till(async |till| {
@@ -720,6 +737,19 @@ async fn withdrawals_need_the_treasurys_own_key() {
     let wallet = TestWallet::random();
     ask(&off, &wallet, "2", None).await.error(501, "withdrawals_off");
     assert_eq!(off.get("/v1/status").send().await.expect(200).json().get("withdrawals"), None);
+
+    // Nor is it the key that receipts are signed with.
+    let output = farebox_command()
+        .args(["check-config", "--config"])
+        .arg(off.config())
+        .env("FAREBOX_RELAYER_KEY", off.setup.relayer.private_key())
+        .env("UPSTREAM_KEY", "sk-test")
+        .env("FAREBOX_TREASURY_KEY", treasury.private_key())
+        .env("FAREBOX_RECEIPT_KEY", treasury.private_key())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains("FAREBOX_RECEIPT_KEY: must be another key than FAREBOX_TREASURY_KEY"), "{said}");
 
     let stranger = TestWallet::random();
     for (relayer, key, says) in [

@@ -68,6 +68,12 @@ impl Books {
         Ok(rows)
     }
 
+    pub async fn sql_with(&self, statement: &'static str, args: Vec<Arg>) {
+        let mut tx = self.db.begin().await.unwrap();
+        assert_eq!(tx.execute(statement, args).await.unwrap(), 1);
+        tx.commit().await.unwrap();
+    }
+
     /// The one integer that a query called `n` selects.
     pub async fn number(&self, query: &'static str) -> i64 {
         self.db.row(query, vec![]).await.unwrap().unwrap().int("n").unwrap()
