@@ -127,16 +127,12 @@ impl Payments {
             seen_block: seen_block.map_err(|_| PaymentError::Unavailable("a block out of range".into()))?,
             found: Some(&arrival.found),
         };
-        let (mut tx, now) = (self.0.db.begin().await?, self.0.clock.now());
-        // A payment that one endpoint alone has shown here is not credited yet, and gives way to what is final.
-        if let Some(seen) = store::seen_at(&mut tx, self.chain_id(), &arrival.found).await? {
-            store::displace(&mut tx, seen, "another transfer is where it was seen", now).await?;
-        }
+        let mut tx = self.0.db.begin().await?;
         // Not committed, its number is not used up.
-        let id = match store::insert(&mut tx, &new, now).await {
+        let id = match store::insert(&mut tx, &new, self.0.clock.now()).await {
             Ok(Some(id)) => id,
             Ok(None) => return Ok(()),
-            // It was credited meanwhile. One transfer is not to hold up the search for all others.
+            // Its place is that of a payment under way. One transfer is not to hold up the search for all others.
             Err(error) if error.is_unique_violation() => {
                 tracing::error!(tx = %arrival.found.tx_hash, %error, "a transfer is in the journal as another");
                 return Ok(());

@@ -398,8 +398,11 @@ impl Payments {
 
     /// A transfer whose block is gone may come again elsewhere.
     async fn displace(&self, payment: &Payment) -> Result<Step, PaymentError> {
+        let (why, now) = (Some("the block it was in is gone"), self.0.clock.now());
         let mut tx = self.0.db.begin().await?;
-        store::displace(&mut tx, payment.id, "the block it was in is gone", self.0.clock.now()).await?;
+        if store::advance(&mut tx, payment.id, State::Mined, State::Broadcast, why, now).await? {
+            store::displace(&mut tx, payment.id).await?;
+        }
         tx.commit().await?;
         tracing::info!(payment = payment.id, "the block that a payment was in is gone");
         Ok(Step::Moved)

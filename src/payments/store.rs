@@ -289,18 +289,14 @@ pub async fn locate(tx: &mut DbTx, id: i64, found: &FoundTransfer) -> Result<(),
     .map(drop)
 }
 
-/// Notes that a payment's transfer is not where it was seen: that place may be another's. `false` if it is not
-/// waiting there any more.
-pub async fn displace(tx: &mut DbTx, id: i64, why: &str, now: Timestamp) -> Result<bool, DbError> {
-    if !advance(tx, id, State::Mined, State::Broadcast, Some(why), now).await? {
-        return Ok(false);
-    }
+/// Notes that the block which a payment's transfer was in is gone: its place may be another's.
+pub async fn displace(tx: &mut DbTx, id: i64) -> Result<(), DbError> {
     tx.execute(
         "UPDATE payments SET tx_hash = NULL, block_number = NULL, block_hash = NULL, log_index = NULL WHERE id = $1",
         args![id],
     )
-    .await?;
-    Ok(true)
+    .await
+    .map(drop)
 }
 
 /// Of a wallet's payments, what is credited and not final yet.
@@ -615,17 +611,6 @@ pub async fn is_placed(db: &Db, chain_id: i64, found: &FoundTransfer) -> Result<
         )
         .await?;
     Ok(row.is_some())
-}
-
-/// The payment whose transfer was seen at a place.
-pub async fn seen_at(tx: &mut DbTx, chain_id: i64, found: &FoundTransfer) -> Result<Option<i64>, DbError> {
-    let row = tx
-        .row(
-            "SELECT id FROM payments WHERE chain_id = $1 AND tx_hash = $2 AND log_index = $3",
-            args![chain_id, hex_of(found.tx_hash.as_slice()), number(found.log_index)?],
-        )
-        .await?;
-    row.map(|row| row.int("id")).transpose()
 }
 
 /// Gives a deposit in suspense to a wallet; `false` if it is not in suspense.
