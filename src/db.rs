@@ -730,6 +730,7 @@ fn migrator(dialect: Dialect) -> Migrator {
         (51, "withdrawals", include_str!("../migrations/0051_withdrawals.sql")),
         (60, "facilitator", include_str!("../migrations/0060_facilitator.sql")),
         (61, "reserves in motion", include_str!("../migrations/0061_reserves_in_motion.sql")),
+        (62, "receipt keys in use", include_str!("../migrations/0062_receipt_keys_in_use.sql")),
     ];
     let own = match dialect {
         Dialect::Sqlite => [

@@ -234,10 +234,10 @@ async fn run_audit(path: &Path, publish: bool) -> Result<(), Failure> {
         });
     }
     if publish {
-        if !report.has_seen_the_chain() {
+        if !report.is_whole() {
             return Err(Failure {
                 status: 2,
-                message: "nothing is published: the credits could not be compared with the chain".into(),
+                message: "nothing is published: the books could not be compared with the chain".into(),
             });
         }
         publish_reserves(&config, &db, &chain).await?;

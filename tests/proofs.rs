@@ -224,21 +224,25 @@ async fn a_key_that_is_none_and_a_relayers_are_refused_at_start() {
 /// Whoever has the database could sign with one that a command had drawn, and the server would name it.
 #[tokio::test]
 async fn a_command_signs_with_the_servers_key_or_not_at_all() {
-    let env = vec![("FAREBOX_RECEIPT_KEY".into(), TestWallet::random().private_key())];
-    let mut gateway = Gateway::start_with(Setup { env, ..Setup::usual() }).await;
-    let customer = gateway.customer("1").await;
-    let id = asked(&gateway, &customer).await;
-    let shown = gateway.run_with(&["receipts", "show", &id]);
-    assert!(shown.status.success(), "{shown:?}");
-    let others = vec![("FAREBOX_RECEIPT_KEY".into(), TestWallet::random().private_key())];
-    for env in [Vec::new(), others] {
-        gateway.setup.env = env;
-        let refused = gateway.run_with(&["receipts", "show", &id]);
-        assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
-        assert!(String::from_utf8(refused.stderr).unwrap().contains("set FAREBOX_RECEIPT_KEY as"));
+    let env = || vec![("FAREBOX_RECEIPT_KEY".into(), TestWallet::random().private_key())];
+    let keyed = Gateway::start_with(Setup { env: env(), ..Setup::usual() }).await;
+    // The database of one of them keeps a key that is used no longer.
+    let mut rekeyed = Gateway::usual().await;
+    rekeyed.reconfigure(|setup| setup.env = env());
+    for (mut gateway, known) in [(keyed, 1), (rekeyed, 2)] {
+        let customer = gateway.customer("1").await;
+        let id = asked(&gateway, &customer).await;
+        let shown = gateway.run_with(&["receipts", "show", &id]);
+        assert!(shown.status.success(), "{shown:?}");
+        for env in [Vec::new(), env()] {
+            gateway.setup.env = env;
+            let refused = gateway.run_with(&["receipts", "show", &id]);
+            assert!(!refused.status.success() && refused.stdout.is_empty(), "{refused:?}");
+            assert!(String::from_utf8(refused.stderr).unwrap().contains("set FAREBOX_RECEIPT_KEY as"));
+        }
+        let keys = String::from_utf8(gateway.run_with(&["receipts", "keys"]).stdout).unwrap();
+        assert_eq!(keys.lines().count(), known, "{keys}");
     }
-    let keys = String::from_utf8(gateway.run_with(&["receipts", "keys"]).stdout).unwrap();
-    assert_eq!(keys.lines().count(), 1, "{keys}");
 }
 
 #[tokio::test]

@@ -212,15 +212,20 @@ async fn what_is_on_its_way_is_told_apart() {
         }
         let published = publish(books).await;
         let in_motion = published.in_motion;
-        assert_eq!(in_motion.leaving.get(), 1);
-        assert_eq!(in_motion.left_since.get(), 20);
+        assert_eq!(in_motion.leaving.unwrap().get(), 1);
+        assert_eq!(in_motion.left_since.unwrap().get(), 20);
         assert_eq!(in_motion.credited_since.get(), 200);
-        assert_eq!(in_motion.suspense.get(), 1000);
+        assert_eq!(in_motion.uncredited.unwrap().get(), 1000);
         assert_eq!(published.liabilities.get(), 100_000 - 70 + 700);
         assert_eq!(reserves::latest(&books.db).await.unwrap(), Some(published));
         let proof = serde_json::from_str::<Value>(&proof_text(books, &attestor, wallet(1)).await.unwrap()).unwrap();
         let said = |name: &str| proof["reserves"][name].as_i64().unwrap();
-        assert_eq!((said("leaving_usdc"), said("left_since_usdc"), said("suspense_usdc")), (1, 20, 1000));
+        assert_eq!((said("leaving_usdc"), said("left_since_usdc"), said("uncredited_usdc")), (1, 20, 1000));
+        // What was published before any of it was told says nothing of it, as it was signed then.
+        books.sql("UPDATE reserves SET leaving_micro = NULL, left_since_micro = NULL, uncredited_micro = NULL").await.unwrap();
+        let older = proof_text(books, &attestor, wallet(1)).await.unwrap();
+        assert!(!older.contains("leaving") && !older.contains("left_since") && !older.contains("uncredited"), "{older}");
+        verify_proof(&older).unwrap();
     })
     .await;
 }
@@ -449,8 +454,8 @@ async fn the_operator_publishes_and_each_wallet_checks() {
             "reserves_usdc",
             "root",
             "signature",
-            "suspense_usdc",
             "taken_at",
+            "uncredited_usdc",
             "wallets"
         ]
     );
@@ -544,7 +549,7 @@ async fn nothing_is_published_of_books_that_do_not_agree_or_without_a_chain() {
         let output = publish(books);
         assert_eq!(output.status.code(), Some(2), "{output:?}");
         let said = String::from_utf8(output.stderr).unwrap();
-        assert!(said.contains("the credits could not be compared with the chain"), "{said}");
+        assert!(said.contains("the books could not be compared with the chain"), "{said}");
         books.sql("UPDATE wallets SET balance_micro = balance_micro + 1").await.unwrap();
         let output = publish(books);
         assert_eq!(output.status.code(), Some(1), "{output:?}");

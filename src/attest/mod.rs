@@ -118,8 +118,7 @@ impl Attestor {
             }
         };
         let (known, address) = (store::known(db).await?, Wallet(key.address()));
-        let is_the_servers = known.iter().any(|known| known.address == address && known.revoked_at.is_none());
-        if is_the_servers {
+        if store::in_use(db).await? == Some(address) {
             Ok(Self::new(db, key, chain_id, known))
         } else {
             Err(AttestError::NotTheServers(address))

@@ -17,6 +17,9 @@ use crate::money::MicroUsdc;
 /// Senders named in one `eth_getLogs`: what USDC logs of everybody's authorizations is far more.
 const SENDERS_AT_ONCE: usize = 50;
 
+/// Final blocks of endpoints that are both well are no further apart: ten minutes of Base.
+const ABOUT_THE_SAME_BLOCKS: u64 = 300;
+
 /// A transfer to us.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Arrival {
@@ -79,6 +82,21 @@ impl Chain {
             return Err(too_few(answers.len(), needed, failed));
         }
         Ok(Some(agree(&answers, needed, to_block)))
+    }
+}
+
+impl Chain {
+    /// The newest final block, for a search that begins there for good: enough must name about the same.
+    pub async fn final_block_to_begin_at(&self) -> Result<u64, ChainError> {
+        let needed = self.endpoints.needed();
+        let (tips, failed) = self.endpoints.final_tips().await;
+        let enough = needed.checked_sub(1).and_then(|last| tips.first().zip(tips.get(last)));
+        let Some(((newest, _), (tip, _))) = enough else { return Err(too_few(tips.len(), needed, failed)) };
+        let apart = newest.number.saturating_sub(tip.number);
+        if apart > ABOUT_THE_SAME_BLOCKS {
+            return Err(ChainError::Nonsense(format!("the endpoints' final blocks are {apart} apart")));
+        }
+        Ok(tip.number)
     }
 }
 

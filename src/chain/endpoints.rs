@@ -155,7 +155,11 @@ impl Endpoints {
         let (tips, failed) = self.final_tips().await;
         let enough = self.needed().min(tips.len());
         let last = enough.checked_sub(1).and_then(|last| tips.get(last));
-        last.map(|(tip, _)| *tip).ok_or(failed)
+        match last {
+            Some((tip, _)) => Ok(*tip),
+            // Also of those put aside, before nobody is asked.
+            None => self.first(|endpoint| endpoint.tip(Depth::Finalized)).await.map_err(|_| failed),
+        }
     }
 
     /// What each of those whose word counts calls the newest final block, the newest first; and why one did not answer.

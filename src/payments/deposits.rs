@@ -71,7 +71,7 @@ impl Payments {
         }
         let first = match config.from_block {
             Some(block) => block,
-            None => self.0.chain.finalized().await?.number,
+            None => self.0.chain.final_block_to_begin_at().await?,
         };
         let mut tx = self.0.db.begin().await?;
         store::begin_deposits(&mut tx, chain_id, asset, receiver, first).await?;

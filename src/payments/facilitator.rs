@@ -180,6 +180,11 @@ impl Facilitator {
         standing.failing.clone().map_or(Ok(()), Err)
     }
 
+    /// Whether the last call that has ended went past it.
+    fn is_failing(&self) -> bool {
+        unpoisoned(&self.standing).failing.is_some()
+    }
+
     /// Whether some payment is being shown to it now.
     fn is_asked(&self) -> bool {
         self.places.available_permits() < MAX_CALLS_AT_ONCE
@@ -331,13 +336,15 @@ impl Payments {
         if !can_go_through && !self.may_send_again(payment).await? {
             return Ok(true);
         }
-        // While it fares badly one payment at a time tries it, if a relayer can see to the others.
-        if self.has_relayer() && facilitator.health().is_err() && facilitator.is_asked() {
-            return Ok(false);
+        // While its calls fail one payment at a time tries it, if a relayer can see to the others.
+        if calls == 0 && self.has_relayer() && facilitator.is_failing() && facilitator.is_asked() {
+            let mut tx = self.0.db.begin().await?;
+            // Another node may have been quicker to show it.
+            let is_left = store::leave_to_relayer(&mut tx, payment.id, CALLS_BEFORE_RELAYER).await?;
+            tx.commit().await?;
+            return Ok(!is_left);
         }
-        let Ok(place) = Arc::clone(&facilitator.places).try_acquire_owned() else {
-            return Ok(!self.has_relayer());
-        };
+        let Ok(place) = Arc::clone(&facilitator.places).try_acquire_owned() else { return Ok(true) };
         let mut tx = self.0.db.begin().await?;
         if store::reserve_call(&mut tx, payment.id, calls, now.plus_seconds(RESERVED_SECONDS)).await? {
             tx.commit().await?;

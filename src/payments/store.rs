@@ -444,6 +444,14 @@ pub async fn reserve_call(tx: &mut DbTx, id: i64, calls: i64, until: Timestamp) 
     Ok(reserved == 1)
 }
 
+/// Gives a payment that the facilitator was never shown to a relayer: it has had all its calls. `false` if it was
+/// shown meanwhile.
+pub async fn leave_to_relayer(tx: &mut DbTx, id: i64, all_calls: i64) -> Result<bool, DbError> {
+    let sql = "UPDATE payments SET facilitator_calls = $2
+               WHERE id = $1 AND facilitator_calls = 0 AND state IN ('verified', 'credited')";
+    Ok(tx.execute(sql, args![id, all_calls]).await? == 1)
+}
+
 /// Keeps what a call to the facilitator came to, and when the next may be made.
 pub async fn note_answer(
     tx: &mut DbTx,

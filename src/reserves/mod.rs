@@ -75,12 +75,13 @@ pub struct Publication {
 pub struct InMotion {
     /// In balances, and by transfers in later blocks: not in the treasury yet.
     pub credited_since: MicroUsdc,
-    /// In balances, and by withdrawals in blocks up to this one out of the treasury.
-    pub leaving: MicroUsdc,
+    /// In balances, and by withdrawals in blocks up to this one out of the treasury. `None`, as what follows, in
+    /// what was published before it was told.
+    pub leaving: Option<MicroUsdc>,
     /// Out of balances, and by withdrawals in later blocks: still in the treasury.
-    pub left_since: MicroUsdc,
-    /// Deposits in the treasury that are in nobody's balance yet.
-    pub suspense: MicroUsdc,
+    pub left_since: Option<MicroUsdc>,
+    /// In the treasury, and in nobody's balance yet: deposits in suspense, payments that wait to be credited.
+    pub uncredited: Option<MicroUsdc>,
 }
 
 /// What a treasury holds in a final block.

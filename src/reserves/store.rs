@@ -36,9 +36,9 @@ pub async fn in_motion(tx: &mut DbTx, holdings: &Holdings) -> Result<InMotion, D
                     CAST(COALESCE(SUM(CASE WHEN kind = 'withdrawal' AND from_wallet = $4 AND block_number > $1
                                             AND state = 'finalized'
                                            THEN value_micro END), 0) AS BIGINT) AS left_since,
-                    CAST(COALESCE(SUM(CASE WHEN kind = 'deposit' AND to_wallet = $4 AND block_number <= $1
+                    CAST(COALESCE(SUM(CASE WHEN kind <> 'withdrawal' AND to_wallet = $4 AND block_number <= $1
                                             AND state = 'mined'
-                                           THEN value_micro END), 0) AS BIGINT) AS suspense
+                                           THEN value_micro END), 0) AS BIGINT) AS uncredited
              FROM payments
              WHERE chain_id = $2 AND asset = $3 AND (block_number > $1 OR state = 'mined')",
             args![holdings.block_number, int(holdings.chain_id)?, holdings.asset, holdings.pay_to],
@@ -47,9 +47,9 @@ pub async fn in_motion(tx: &mut DbTx, holdings: &Holdings) -> Result<InMotion, D
     let row = row.ok_or_else(|| corrupt("sum that is missing"))?;
     Ok(InMotion {
         credited_since: row.micro("credited_since")?,
-        leaving: row.micro("leaving")?,
-        left_since: row.micro("left_since")?,
-        suspense: row.micro("suspense")?,
+        leaving: Some(row.micro("leaving")?),
+        left_since: Some(row.micro("left_since")?),
+        uncredited: Some(row.micro("uncredited")?),
     })
 }
 
@@ -59,7 +59,7 @@ pub async fn begin(tx: &mut DbTx, new: &Publication) -> Result<i64, DbError> {
     tx.execute(
         "INSERT INTO reserves (number, chain_id, asset, pay_to, block_number, block_hash, block_time_ms,
                                reserves_micro, taken_at_ms, wallets, liabilities_micro, credited_since_micro, leaving_micro,
-                               left_since_micro, suspense_micro, secret)
+                               left_since_micro, uncredited_micro, secret)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)",
         args![
             number,
@@ -74,9 +74,9 @@ pub async fn begin(tx: &mut DbTx, new: &Publication) -> Result<i64, DbError> {
             int(new.wallets)?,
             new.liabilities,
             new.in_motion.credited_since,
-            new.in_motion.leaving,
-            new.in_motion.left_since,
-            new.in_motion.suspense,
+            new.in_motion.leaving.map(MicroUsdc::get),
+            new.in_motion.left_since.map(MicroUsdc::get),
+            new.in_motion.uncredited.map(MicroUsdc::get),
             hex::encode(new.secret)
         ],
     )
@@ -209,9 +209,9 @@ fn read(row: &DbRow) -> Result<Publication, DbError> {
         liabilities: row.micro("liabilities_micro")?,
         in_motion: InMotion {
             credited_since: row.micro("credited_since_micro")?,
-            leaving: row.micro("leaving_micro")?,
-            left_since: row.micro("left_since_micro")?,
-            suspense: row.micro("suspense_micro")?,
+            leaving: row.int_or_null("leaving_micro")?.map(MicroUsdc::new),
+            left_since: row.int_or_null("left_since_micro")?.map(MicroUsdc::new),
+            uncredited: row.int_or_null("uncredited_micro")?.map(MicroUsdc::new),
         },
         reserves: row.micro("reserves_micro")?,
         chain_id: uint("chain_id")?,

@@ -33,14 +33,14 @@ struct ReservesContents {
     /// Of that, what was credited for transfers in later blocks, which are not in the reserves.
     credited_since_usdc: i64,
     /// Of that, what withdrawals in blocks up to that one have taken out of the reserves.
-    #[serde(default)]
-    leaving_usdc: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    leaving_usdc: Option<i64>,
     /// Not of that any more: what withdrawals in later blocks have taken, which is still in the reserves.
-    #[serde(default)]
-    left_since_usdc: i64,
-    /// Nor of that: deposits in the reserves whose wallets the books do not know yet.
-    #[serde(default)]
-    suspense_usdc: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    left_since_usdc: Option<i64>,
+    /// Nor of that: what is in the reserves and in nobody's balance yet.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    uncredited_usdc: Option<i64>,
     /// What the treasury held in that block.
     reserves_usdc: i64,
     /// CAIP-2.
@@ -97,9 +97,9 @@ pub fn publication_body(attestor: &Attestor, publication: &Publication) -> Resul
         wallets: publication.wallets,
         liabilities_usdc: publication.liabilities.get(),
         credited_since_usdc: in_motion.credited_since.get(),
-        leaving_usdc: in_motion.leaving.get(),
-        left_since_usdc: in_motion.left_since.get(),
-        suspense_usdc: in_motion.suspense.get(),
+        leaving_usdc: in_motion.leaving.map(MicroUsdc::get),
+        left_since_usdc: in_motion.left_since.map(MicroUsdc::get),
+        uncredited_usdc: in_motion.uncredited.map(MicroUsdc::get),
         reserves_usdc: publication.reserves.get(),
         network: format!("eip155:{}", publication.chain_id),
         asset: publication.asset.to_string(),

@@ -535,6 +535,38 @@ async fn of_three_endpoints_one_whose_final_block_stands_still_holds_nothing_up(
     .await;
 }
 
+/// It begins there for good: what arrived before may have been dealt with by hand.
+#[tokio::test]
+async fn the_first_search_does_not_begin_where_one_of_two_endpoints_has_stopped() {
+    each(async |bench| {
+        let (stuck, other) =
+            (FaultyRpc::start(&bench.chain.url).await, FaultyRpc::start(&bench.chain.url).await);
+        let urls = [&stuck, &other].map(|rpc| rpc.url.parse().unwrap());
+        bench.chain.mine(400).await;
+        let node = bench
+            .node_with(|config| {
+                config.rpc_urls = urls.to_vec();
+                config.deposits = Some(config::Deposits { min: MicroUsdc::new(1), from_block: None });
+            })
+            .await;
+        stuck.break_methods(&[("eth_getBlockByNumber", Fault::Lie(final_long_ago))]);
+        let refused = node.payments.look_for_deposits().await.unwrap_err();
+        assert!(refused.to_string().contains("apart"), "{refused}");
+        other.break_methods(&[("eth_getBlockByNumber", Fault::Unreachable)]);
+        assert!(node.payments.look_for_deposits().await.is_err(), "one alone does not say where");
+        assert_eq!(bench.books.number("SELECT COUNT(*) AS n FROM deposit_cursors").await, 0);
+        stuck.mend();
+        other.mend();
+        eventually("both are asked again", async || {
+            node.payments.check_chain().await;
+            node.payments.look_for_deposits().await.ok()
+        })
+        .await;
+        assert!(bench.books.number("SELECT first_block AS n FROM deposit_cursors").await > 300);
+    })
+    .await;
+}
+
 /// A transfer to the treasury in block 3, by a wallet that is known.
 fn invented_deposit(params: &Value, _: Value) -> Value {
     let topics = &params[0]["topics"];

@@ -470,20 +470,39 @@ async fn it_is_asked_a_bounded_number_of_times_and_seldom() {
 async fn while_it_hangs_a_relayer_sees_to_all_but_one() {
     each(async |bench| {
         let hanging = ScriptedUpstream::start().await;
-        hanging.play(Script::hang_up().silence(Duration::from_secs(60)));
+        hanging.play(Script::json(500, &json!({})));
         let node = bench.node_at(Clock::System, |config| config.facilitator = at(&hanging.base_url)).await;
+        // It has failed: both calls that a payment is worth.
+        let first = bench.payer(FIVE_USD).await;
+        assert_eq!(node.pay(&payload(&bench.authorization(&first))).await.state, State::Credited);
+        let calls = hanging.received().len() + 1;
+        hanging.play(Script::hang_up().silence(Duration::from_secs(60)));
         let waiting = bench.payer(FIVE_USD).await;
         node.pay_and_leave(&payload(&bench.authorization(&waiting))).await;
-        eventually("it is asked", async || (!hanging.received().is_empty()).then_some(())).await;
+        eventually("it is asked", async || (hanging.received().len() == calls).then_some(())).await;
         for _ in 0..3 {
             let payer = bench.payer(FIVE_USD).await;
             let payment = node.pay(&payload(&bench.authorization(&payer))).await;
             assert_eq!(payment.state, State::Credited);
         }
-        assert_eq!(hanging.received().len(), 1);
+        assert_eq!(hanging.received().len(), calls);
         assert_eq!(node.payment_of(&waiting).await.unwrap().state.status(), "pending");
     })
     .await;
+}
+
+#[tokio::test]
+async fn one_that_is_slow_and_has_not_failed_is_shown_all() {
+    let bench = Bench::new(Books::sqlite().await).await;
+    let slow = ScriptedUpstream::start().await;
+    slow.play(Script::hang_up().silence(Duration::from_secs(60)));
+    let node = bench.node_at(Clock::System, |config| config.facilitator = at(&slow.base_url)).await;
+    for asked in 1..=3 {
+        let payer = bench.payer(FIVE_USD).await;
+        node.pay_and_leave(&payload(&bench.authorization(&payer))).await;
+        eventually("it is asked", async || (slow.received().len() == asked).then_some(())).await;
+    }
+    assert_eq!(bench.sent_by_relayer().await, "0x0");
 }
 
 #[tokio::test(flavor = "multi_thread")]
