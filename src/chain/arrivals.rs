@@ -83,9 +83,7 @@ impl Chain {
         }
         Ok(Some(agree(&answers, needed, to_block)))
     }
-}
 
-impl Chain {
     /// The newest final block, for a search that begins there for good: enough must name about the same.
     pub async fn final_block_to_begin_at(&self) -> Result<u64, ChainError> {
         let needed = self.endpoints.needed();
