@@ -499,13 +499,16 @@ async fn the_operator_publishes_and_each_wallet_checks() {
             let said = [output.stdout, output.stderr].concat();
             (output.status.code(), String::from_utf8(said).unwrap())
         };
-        let (code, said) = check(&["--root", root, "--signer", signer]);
+        let (code, said) = check(&["--root", root, "--signer", signer, "--wallet", &customer.wallet.shown()]);
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains(&format!("is owed {balance} of 4999989 micro-USDC")), "{said}");
         let (code, said) = check(&["--root", &root.replace(['0', '1'], "2")]);
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("its root is"), "{said}");
         assert_eq!(check(&["--signer", &TestWallet::random().shown()]).0, Some(1));
+        let (code, said) = check(&["--wallet", &TestWallet::random().shown()]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(said.contains("it is about"), "{said}");
         fs::write(file, text.replace(&format!("\"balance_usdc\":{balance}"), "\"balance_usdc\":1")).unwrap();
         let (code, said) = check(&[]);
         assert_eq!(code, Some(1), "{said}");

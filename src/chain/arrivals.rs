@@ -10,7 +10,7 @@ use futures_util::future::join_all;
 use crate::chain::endpoints::{Endpoint, none_reached};
 use crate::chain::sighting::{found, transfer_value};
 use crate::chain::token::usdc;
-use crate::chain::{Chain, ChainError, FoundTransfer, micro};
+use crate::chain::{Block, Chain, ChainError, FoundTransfer, micro};
 use crate::id::Wallet;
 use crate::money::MicroUsdc;
 
@@ -57,11 +57,7 @@ impl Chain {
         most_blocks: u64,
     ) -> Result<Option<Arrivals>, ChainError> {
         let needed = self.endpoints.needed();
-        let (tips, failed) = self.endpoints.final_tips().await;
-        // So far enough of them say that it is final.
-        let Some((tip, _)) = needed.checked_sub(1).and_then(|last| tips.get(last)) else {
-            return Err(too_few(tips.len(), needed, failed));
-        };
+        let (tips, tip) = self.agreed_tips().await?;
         if from_block > tip.number {
             return Ok(None);
         }
@@ -86,15 +82,23 @@ impl Chain {
 
     /// The newest final block, for a search that begins there for good: enough must name about the same.
     pub async fn final_block_to_begin_at(&self) -> Result<u64, ChainError> {
-        let needed = self.endpoints.needed();
-        let (tips, failed) = self.endpoints.final_tips().await;
-        let enough = needed.checked_sub(1).and_then(|last| tips.first().zip(tips.get(last)));
-        let Some(((newest, _), (tip, _))) = enough else { return Err(too_few(tips.len(), needed, failed)) };
-        let apart = newest.number.saturating_sub(tip.number);
+        let (tips, tip) = self.agreed_tips().await?;
+        let newest = tips.first().map_or(tip.number, |(newest, _)| newest.number);
+        let apart = newest.saturating_sub(tip.number);
         if apart > ABOUT_THE_SAME_BLOCKS {
             return Err(ChainError::Nonsense(format!("the endpoints' final blocks are {apart} apart")));
         }
         Ok(tip.number)
+    }
+
+    /// What endpoints call the newest final block, the newest first, and the newest that enough of them call final.
+    async fn agreed_tips(&self) -> Result<(Vec<(Block, &Endpoint)>, Block), ChainError> {
+        let needed = self.endpoints.needed();
+        let (tips, failed) = self.endpoints.final_tips().await;
+        match needed.checked_sub(1).and_then(|last| tips.get(last)) {
+            Some(&(tip, _)) => Ok((tips, tip)),
+            None => Err(too_few(tips.len(), needed, failed)),
+        }
     }
 }
 

@@ -128,10 +128,10 @@ const EVERYWHERE: &[Refused] = &[
     ("route", "other routes are not priced here: leave it out"),
     ("preset", "presets are not priced here: leave it out"),
     ("api_base", ONE_UPSTREAM),
+    ("base_url", ONE_UPSTREAM),
     // By these a router chooses among providers, whose prices differ.
     ("provider", ONE_UPSTREAM),
     ("provideroptions", ONE_UPSTREAM),
-    ("base_url", ONE_UPSTREAM),
     ("extra_body", "its members belong into the request itself"),
     ("plugins", "plugins are not priced here: leave it out"),
     ("web_search_options", NO_SEARCH),
@@ -140,8 +140,9 @@ const EVERYWHERE: &[Refused] = &[
     ("enable_search", NO_SEARCH),
     // llama.cpp takes the first before `max_tokens`, and TGI has the second.
     ("n_predict", ONE_LIMIT),
-    ("n_cmpl", "the number of choices is `n` here"),
     ("max_new_tokens", ONE_LIMIT),
+    // llama.cpp takes it before `n`.
+    ("n_cmpl", "the number of choices is `n` here"),
     ("use_beam_search", "beams are not priced here: leave it out"),
 ];
 

@@ -349,9 +349,8 @@ pub async fn change_locked(tx: &mut DbTx, wallet: Wallet, amount: MicroUsdc) -> 
 
 /// What the credit for a payment left, a debt that it repaid taken off.
 pub async fn balance_when_credited(db: &Db, payment: &str) -> Result<MicroUsdc, DbError> {
-    let sql =
-        "SELECT balance_after_micro FROM entries WHERE kind IN ('topup', 'repayment') AND reference = $1
-               ORDER BY seq DESC LIMIT 1";
+    let sql = "SELECT balance_after_micro FROM entries
+               WHERE kind IN ('topup', 'repayment') AND reference = $1 ORDER BY seq DESC LIMIT 1";
     let row = db.row(sql, args![payment]).await?;
     row.ok_or_else(|| DbError::Corrupt(format!("no credit for payment {payment}")))?
         .micro("balance_after_micro")

@@ -113,7 +113,8 @@ impl Payments {
     ///
     /// Preconditions, in this order: withdrawals are on; the chain is known; the amount is not too small; the wallet
     /// is neither frozen nor in debt, and the amount withdrawable; the treasury's account has no code; the token
-    /// would carry it out; the treasury has it; and, with the wallet's row taken, once more that it is withdrawable, and within the caps.
+    /// would carry it out; the treasury has it; and, with the wallet's row taken, once more that it is
+    /// withdrawable, and within the caps.
     ///
     /// A signature of the treasury's is money to whoever reads it. No endpoint of the chain's is shown one before
     /// what it takes is locked.

@@ -53,10 +53,8 @@ impl Bench {
     }
 
     async fn know(&self, wallet: Address) {
-        let mut tx = self.books.db.begin().await.unwrap();
         let sql = "INSERT INTO wallets (address, created_at_ms) VALUES ($1, 0)";
-        tx.execute(sql, vec![Wallet(wallet).into()]).await.unwrap();
-        tx.commit().await.unwrap();
+        self.books.sql_with(sql, vec![Wallet(wallet).into()]).await;
     }
 
     async fn finalize_deposits(&self, node: &Node) {

@@ -68,6 +68,7 @@ impl Books {
         Ok(rows)
     }
 
+    /// Runs a statement that changes one row.
     pub async fn sql_with(&self, statement: &'static str, args: Vec<Arg>) {
         let mut tx = self.db.begin().await.unwrap();
         assert_eq!(tx.execute(statement, args).await.unwrap(), 1);
